@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package device makes a layer readable before it is there: a [Device] is the
+// layer's uncompressed file data as one virtual file, put together from its
+// chunk table, its cache and the sources of its blob.
+//
+// One read, in this package: [Device.Wait] finds the chunks of the range that
+// are not in the cache, joins or starts their fetches (plan.go, fetch.go), which
+// decompress, verify and write them to the cache (stream.go), and returns when
+// all are present. [Device.ReadAt] then reads the cache.
+//
+// No byte reaches the present map of the cache unless its chunk's digest
+// matched. A chunk that does not match is fetched from the next source; when
+// there is none the reader gets an error, never wrong or zero bytes.
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/cache"
+	"github.com/holdfast/holdfast/internal/index"
+)
+
+// ErrNoSource means that no source of the blob is known at present.
+var ErrNoSource = errors.New("no source is configured for this blob")
+
+// Device is a layer's data. All methods may be called concurrently, Close last.
+type Device struct {
+	desc  blob.Descriptor
+	table *index.Table
+	cache *cache.File
+	sched *Scheduler
+	log   *slog.Logger
+
+	ctx    context.Context // ends with Close; parent of all fetches
+	cancel context.CancelFunc
+	active sync.WaitGroup // running fetches
+
+	stats counters
+
+	mu      sync.Mutex // protects the fields below
+	closed  bool
+	sources []blob.Source
+	flights map[int]*flight // by chunk
+	touched []uint64        // chunks a reader asked for, one bit each
+	streams [8]stream       // recent sequential readers
+	oldest  int             // next of streams to replace
+	lastErr error
+}
+
+type counters struct {
+	requests, fetched, touched, failures, corrupt atomic.Int64
+}
+
+// Stats is what a device has done since it was opened.
+type Stats struct {
+	Chunks   int   `json:"chunks"`
+	Present  int   `json:"present"`  // chunks verified and local
+	Requests int64 `json:"requests"` // range requests to sources
+	Fetched  int64 `json:"fetched"`  // compressed bytes asked for
+	Touched  int64 `json:"touched"`  // compressed bytes of chunks that readers asked for
+	Failures int64 `json:"failures"` // requests that failed
+	Corrupt  int64 `json:"corrupt"`  // chunks that did not match their digest
+	// LastError is the last failure that reached a reader, "" if none.
+	LastError string `json:"lastError,omitempty"`
+}
+
+// Config is what a device is made of. The device closes neither table nor cache.
+type Config struct {
+	Descriptor blob.Descriptor
+	Table      *index.Table
+	Cache      *cache.File
+	Scheduler  *Scheduler
+	Logger     *slog.Logger
+}
+
+// New returns a device without sources: see [Device.SetSources].
+func New(c Config) *Device {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Device{
+		desc: c.Descriptor, table: c.Table, cache: c.Cache, sched: c.Scheduler,
+		log: c.Logger.With("blob", c.Descriptor.Digest.String()),
+		ctx: ctx, cancel: cancel,
+		flights: map[int]*flight{},
+		touched: make([]uint64, (c.Table.Len()+63)/64),
+	}
+}
+
+// SetSources replaces the places the blob is read from, best first. Fetches
+// that are under way keep those they have.
+func (d *Device) SetSources(s []blob.Source) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sources = s
+}
+
+// Sources returns the places the blob is read from.
+func (d *Device) Sources() []blob.Source {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.sources
+}
+
+// Size is the length of the device in bytes.
+func (d *Device) Size() int64 { return d.table.DeviceSize() }
+
+// Wait returns when [off, off+n) is in the cache, or with the error that kept
+// it from getting there. Only the last reader of a chunk that leaves, because
+// its ctx ended, ends the chunk's fetch.
+func (d *Device) Wait(ctx context.Context, off int64, n int) error {
+	for {
+		flights, err := d.demand(off, int64(n))
+		if err != nil {
+			return err
+		}
+		if len(flights) == 0 {
+			return nil
+		}
+		if err := d.await(ctx, flights); err != nil {
+			if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+				continue // its last reader left just before this one joined
+			}
+			return d.failed(off, n, err)
+		}
+	}
+}
+
+// ReadAt reads a range that [Device.Wait] has waited for.
+func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.cache.ReadAt(p, off) }
+
+// await waits for all flights, and leaves all of them.
+func (d *Device) await(ctx context.Context, flights []*flight) error {
+	defer d.leave(flights)
+	defer d.sched.block()()
+	for _, f := range flights {
+		select {
+		case <-f.done:
+			if f.err != nil {
+				return f.err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (d *Device) failed(off int64, n int, err error) error {
+	err = fmt.Errorf("reading %d bytes at %d of layer %s: %w", n, off, d.desc.Digest, err)
+	if !errors.Is(err, context.Canceled) {
+		d.mu.Lock()
+		d.lastErr = err
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// Stats returns the device's counters.
+func (d *Device) Stats() Stats {
+	s := Stats{
+		Chunks: d.table.Len(), Present: d.cache.Present(),
+		Requests: d.stats.requests.Load(), Fetched: d.stats.fetched.Load(), Touched: d.stats.touched.Load(),
+		Failures: d.stats.failures.Load(), Corrupt: d.stats.corrupt.Load(),
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lastErr != nil {
+		s.LastError = d.lastErr.Error()
+	}
+	return s
+}
+
+// Close ends all fetches and waits for them. Readers that wait get an error.
+func (d *Device) Close() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.cancel()
+	d.active.Wait()
+}
+
+var _ io.ReaderAt = (*Device)(nil)

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/holdfast/holdfast/internal/index"
+)
+
+// Reading ahead. A source answers after a round trip however little is asked
+// for, so a request takes neighbours along as long as most of what is fetched
+// is also read: the budget below. Neighbours in the device are neighbours in
+// the blob.
+const (
+	// A reader that goes on where it stopped gets what follows, up to this many
+	// bytes of the device, and to a quarter of what it has read in a row.
+	maxReadAhead = 8 << 20
+	// A miss takes along small files that follow.
+	maxNeighbour = 256 << 10 // largest compressed chunk taken along
+	maxExtra     = 512 << 10 // compressed bytes taken along by one request
+	// Bytes fetched and not (yet) read may be this share of the bytes read ...
+	extraNumerator, extraDenominator = 1, 4
+	// ... and this much more, about what a line carries in a round trip, so that
+	// the first misses take something along too.
+	extraAllowance = 1 << 20
+	// Chunks this close in the blob share a request.
+	maxGap = 16 << 10
+	// The compressed bytes of one request; what is beyond goes to another, so
+	// that a large read does not wait on one connection.
+	maxRequest = 8 << 20
+)
+
+// stream is a reader that goes through the device in order.
+type stream struct {
+	next int64 // where it would go on
+	read int64 // how much it has read in a row
+}
+
+// errClosed is what readers of a closed device get.
+var errClosed = errors.New("device is closed")
+
+// errAbandoned ends the flight of a chunk that nobody waits for any more.
+var errAbandoned = errors.New("fetch abandoned by its last reader")
+
+// flight is the fetch of one chunk, shared by all who need it.
+type flight struct {
+	chunk int
+	fetch *fetch
+	done  chan struct{} // closed after err is set
+	err   error
+}
+
+// fetch is a run of chunks on their way in one request.
+type fetch struct {
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	flights []*flight // in the order of the blob
+	waiting int       // readers that wait for any of them; protected by Device.mu
+	idle    Priority  // what it counts as while nobody waits
+	keep    bool      // goes on when its last reader leaves
+}
+
+// demand notes that a reader wants a range, starts what is missing and what is
+// likely to be wanted next, and returns the flights to wait for, joined.
+func (d *Device) demand(off, n int64) ([]*flight, error) {
+	if off < 0 || n < 0 || off > d.Size() || n > d.Size()-off {
+		return nil, fmt.Errorf("reading %d bytes at %d of a device of %d bytes", n, off, d.Size())
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, errClosed
+	}
+	var wait []*flight
+	var missing []int
+	first := d.table.Search(off)
+	end := first
+	for ; end < d.table.Len(); end++ {
+		c := d.table.At(end)
+		if c.Offset >= off+n {
+			break
+		}
+		d.touch(end, c)
+		if d.cache.Has(end) {
+			continue
+		}
+		if f := d.flights[end]; f != nil {
+			wait = append(wait, f)
+			continue
+		}
+		missing = append(missing, end)
+	}
+	for _, run := range d.runs(missing) {
+		n := len(run)
+		run = d.withNeighbours(run)
+		f := d.start(run, ReadAhead)
+		wait = append(wait, f.flights[:n]...)
+	}
+	d.readAhead(off, n)
+	for _, f := range wait {
+		f.fetch.waiting++
+	}
+	return wait, nil
+}
+
+// touch notes that a reader wants chunk i. A frame with several chunks counts once.
+func (d *Device) touch(i int, c index.Chunk) {
+	if d.isTouched(i) {
+		return
+	}
+	d.touched[i/64] |= 1 << (i % 64)
+	for k := i - 1; k >= 0 && d.table.At(k).BlobOffset == c.BlobOffset; k-- {
+		if d.isTouched(k) {
+			return
+		}
+	}
+	for k := i + 1; k < d.table.Len() && d.table.At(k).BlobOffset == c.BlobOffset; k++ {
+		if d.isTouched(k) {
+			return
+		}
+	}
+	d.stats.touched.Add(c.BlobSize)
+}
+
+func (d *Device) isTouched(i int) bool { return d.touched[i/64]&(1<<(i%64)) != 0 }
+
+// runs splits chunks, ascending, into what one request each can fetch.
+func (d *Device) runs(chunks []int) [][]int {
+	var runs [][]int
+	var start, end int64 // of the current run in the blob
+	var prev index.Chunk
+	for _, i := range chunks {
+		c := d.table.At(i)
+		if len(runs) > 0 && follows(prev, c, end) && c.BlobOffset+c.BlobSize-start <= maxRequest {
+			runs[len(runs)-1] = append(runs[len(runs)-1], i)
+		} else {
+			runs = append(runs, []int{i})
+			start, end = c.BlobOffset, 0
+		}
+		end = max(end, c.BlobOffset+c.BlobSize)
+		prev = c
+	}
+	return runs
+}
+
+// follows reports whether c can be read after prev from one stream of the blob
+// that so far reaches to end.
+func follows(prev, c index.Chunk, end int64) bool {
+	if c.BlobOffset == prev.BlobOffset {
+		return c.InnerOffset >= prev.InnerOffset+prev.Size
+	}
+	return c.BlobOffset >= end && c.BlobOffset-end <= maxGap
+}
+
+// withNeighbours extends a run by small chunks behind it, within the budget.
+func (d *Device) withNeighbours(run []int) []int {
+	prev := d.table.At(run[len(run)-1])
+	end := prev.BlobOffset + prev.BlobSize
+	budget := min(d.budget()-(end-d.table.At(run[0]).BlobOffset), maxExtra)
+	for i := run[len(run)-1] + 1; i < d.table.Len(); i++ {
+		c := d.table.At(i)
+		cost := c.BlobOffset + c.BlobSize - end
+		if c.BlobSize > maxNeighbour || cost > budget || !follows(prev, c, end) || d.cache.Has(i) || d.flights[i] != nil {
+			break
+		}
+		budget -= cost
+		run = append(run, i)
+		prev, end = c, c.BlobOffset+c.BlobSize
+	}
+	return run
+}
+
+// budget is how many bytes may be fetched now, wanted or not.
+func (d *Device) budget() int64 {
+	touched := d.stats.touched.Load()
+	return touched + touched*extraNumerator/extraDenominator + extraAllowance - d.stats.fetched.Load()
+}
+
+// readAhead starts what a sequential reader will want next.
+func (d *Device) readAhead(off, n int64) {
+	s := d.sequential(off, n)
+	window := min(s.read/4, maxReadAhead)
+	if window < index.BlockSize {
+		return
+	}
+	var missing []int
+	for i := d.table.Search(s.next); i < d.table.Len(); i++ {
+		c := d.table.At(i)
+		if c.Offset >= s.next+window {
+			break
+		}
+		if !d.cache.Has(i) && d.flights[i] == nil {
+			missing = append(missing, i)
+		}
+	}
+	// Few large requests: wait until half of the window is missing.
+	if len(missing) == 0 || d.table.At(missing[0]).Offset > s.next+window/2 {
+		return
+	}
+	for _, run := range d.runs(missing) {
+		d.start(run, ReadAhead).keep = true
+	}
+}
+
+// sequential finds the stream that the read continues, or starts one. A read
+// may overlap or skip a little: kernels read ahead, files end on block borders.
+func (d *Device) sequential(off, n int64) *stream {
+	const slack = 1 << 20
+	for i := range d.streams {
+		s := &d.streams[i]
+		if s.read > 0 && off <= s.next+slack && off+n > s.next-slack {
+			if end := off + n; end > s.next {
+				s.read += end - s.next
+				s.next = end
+			}
+			return s
+		}
+	}
+	s := &d.streams[d.oldest]
+	d.oldest = (d.oldest + 1) % len(d.streams)
+	*s = stream{next: off + n, read: n}
+	return s
+}
+
+// leave ends a reader's wait. A fetch that it leaves without having got its
+// chunk, and that nobody else waits for, is cancelled.
+func (d *Device) leave(flights []*flight) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range flights {
+		f.fetch.waiting--
+		select {
+		case <-f.done:
+		default:
+			if f.fetch.waiting == 0 && !f.fetch.keep {
+				f.fetch.cancel(errAbandoned)
+			}
+		}
+	}
+}

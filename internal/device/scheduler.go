@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Priority orders what competes for the line.
+type Priority int
+
+// The priorities, highest first.
+const (
+	BlockedRead Priority = iota // somebody waits for it
+	ReadAhead                   // somebody is about to
+	Profile                     // a workload is known to want it
+	Fill                        // nobody may ever want it
+	priorities
+)
+
+// maxYield is how long a fetch steps back at a time: a reader that waits on a
+// stalled registry must not hold up everything else for as long.
+const maxYield = time.Second
+
+// Scheduler shares connections and the line among the fetches of all devices.
+// A blocked read never waits for anything here; the others wait for a
+// connection, and stand back while something above them is going on. Its
+// methods may be called concurrently.
+type Scheduler struct {
+	mu      sync.Mutex // protects the fields below
+	running [priorities]int
+	limit   int           // fetches that nobody waits for which may run at once
+	changed chan struct{} // closed and replaced whenever somebody may go on
+}
+
+// NewScheduler returns a scheduler that lets limit fetches run at once beside
+// those that somebody waits for.
+func NewScheduler(limit int) *Scheduler {
+	return &Scheduler{limit: limit, changed: make(chan struct{})}
+}
+
+// block notes that a reader waits, until the returned function is called.
+func (s *Scheduler) block() (unblock func()) {
+	s.add(BlockedRead, 1)
+	return func() { s.add(BlockedRead, -1) }
+}
+
+func (s *Scheduler) add(p Priority, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running[p] += n
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// acquire waits until a fetch may start. Its priority may rise meanwhile.
+func (s *Scheduler) acquire(ctx context.Context, priority func() Priority) (release func(), err error) {
+	for {
+		p := priority()
+		if p == BlockedRead {
+			return func() {}, nil // its reader is counted already
+		}
+		s.mu.Lock()
+		if sum(s.running[ReadAhead:]) < s.limit {
+			s.running[p]++
+			s.mu.Unlock()
+			return sync.OnceFunc(func() { s.add(p, -1) }), nil
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// yield returns when nothing above the priority is going on, or after maxYield.
+func (s *Scheduler) yield(ctx context.Context, priority func() Priority) error {
+	var timeout <-chan time.Time
+	for {
+		p := priority()
+		s.mu.Lock()
+		above, changed := sum(s.running[:p]), s.changed
+		s.mu.Unlock()
+		if above == 0 {
+			return nil
+		}
+		if timeout == nil {
+			t := time.NewTimer(maxYield)
+			defer t.Stop()
+			timeout = t.C
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func sum(counts []int) int {
+	n := 0
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}

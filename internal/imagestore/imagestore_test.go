@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/storage/pkg/mount"
+	"go.podman.io/storage/pkg/reexec"
+)
+
+func TestMain(m *testing.M) {
+	if reexec.Init() {
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func chain(n int) []Layer {
+	var layers []Layer
+	parent := ""
+	for i := range n {
+		l := probeLayer(parent, "layer "+string(rune('a'+i)), "/run/holdfast/layers/"+string(rune('a'+i)))
+		layers, parent = append(layers, l), l.ID
+	}
+	return layers
+}
+
+func create(t *testing.T) *Store {
+	t.Helper()
+	s, err := Create(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func read(t *testing.T, s *Store, name ...string) string {
+	t.Helper()
+	data, err := os.ReadFile(s.path(name...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func ids(layers []Layer) []string {
+	var ids []string
+	for _, l := range layers {
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
+func TestProbeIsReadByContainersStorage(t *testing.T) {
+	dir := t.TempDir()
+	if err := Probe(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+	mounts, err := mount.GetMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		if rel, err := filepath.Rel(dir, m.Mountpoint); err == nil && filepath.IsLocal(rel) {
+			t.Errorf("mount left behind: %s", m.Mountpoint)
+		}
+	}
+}
+
+func TestPublish(t *testing.T) {
+	s, c := create(t), chain(3)
+	if err := s.Publish(t.Context(), c[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), c); err != nil {
+		t.Fatalf("publishing again: %v", err)
+	}
+	got, err := s.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(c, got, cmpopts.IgnoreFields(Layer{}, "MountDirectory")); d != "" {
+		t.Error(d)
+	}
+	const up = "../../../../../../../../../../run/holdfast/layers/"
+	if got := read(t, s, driverDir, c[1].ID, "link"); got != up+"b/l/x" {
+		t.Errorf("link is %q", got)
+	}
+	if got, want := read(t, s, driverDir, c[2].ID, "lower"), up+"b/l/x:"+up+"a/l/x"; got != want {
+		t.Errorf("lower is %q, want %q", got, want)
+	}
+	if _, err := os.Stat(s.path(driverDir, c[0].ID, "lower")); err == nil {
+		t.Error("the base has a lower file")
+	}
+	if got, err := os.Readlink(s.path(driverDir, c[0].ID, "diff")); err != nil || got != "/run/holdfast/layers/a/diff" {
+		t.Errorf("diff is %q, %v", got, err)
+	}
+}
+
+func TestPublishRefusesBrokenChains(t *testing.T) {
+	s, c := create(t), chain(2)
+	for name, bad := range map[string][]Layer{
+		"no parent":      c[1:],
+		"wrong order":    {c[1], c[0]},
+		"path as id":     {{ID: "../../etc", DiffID: c[0].DiffID, MountDirectory: "/x"}},
+		"wrong id":       {{ID: c[1].ID, DiffID: c[0].DiffID, MountDirectory: "/x"}},
+		"relative mount": {{ID: c[0].ID, DiffID: c[0].DiffID, MountDirectory: "x"}},
+	} {
+		if err := s.Publish(t.Context(), bad); err == nil {
+			t.Errorf("%s: published", name)
+		}
+		if got, err := s.Layers(); err != nil || len(got) != 0 {
+			t.Errorf("%s: records %v, %v", name, got, err)
+		}
+	}
+}
+
+func TestWithdraw(t *testing.T) {
+	s, c := create(t), chain(3)
+	if err := s.Publish(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Withdraw(t.Context(), c[0].ID); err == nil {
+		t.Error("withdrew a parent")
+	}
+	if err := s.Withdraw(t.Context(), c[1].ID, c[2].ID, "unknown"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(ids(c[:1]), ids(got)); d != "" {
+		t.Error(d)
+	}
+	if _, err := os.Lstat(s.path(driverDir, c[1].ID)); err == nil {
+		t.Error("directory of a withdrawn layer is still there")
+	}
+}
+
+func TestRecover(t *testing.T) {
+	s, c := create(t), chain(3)
+	if err := s.Publish(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	lower := read(t, s, driverDir, c[2].ID, "lower")
+	if err := os.RemoveAll(s.path(driverDir, c[2].ID)); err != nil {
+		t.Fatal(err)
+	}
+	stray := digest.FromString("stray").Encoded()
+	if err := os.Mkdir(s.path(driverDir, stray), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	known := func(d digest.Digest) (string, bool) {
+		for _, l := range c {
+			if l.BlobDigest == d {
+				return l.MountDirectory, true
+			}
+		}
+		return "", false
+	}
+	broken, err := s.Recover(t.Context(), known)
+	if err != nil || len(broken) != 0 {
+		t.Fatalf("Recover: %v, %v", broken, err)
+	}
+	if got := read(t, s, driverDir, c[2].ID, "lower"); got != lower {
+		t.Errorf("lower is %q, want %q", got, lower)
+	}
+	if _, err := os.Stat(s.path(driverDir, stray)); err == nil {
+		t.Error("stray directory is still there")
+	}
+	if err := os.RemoveAll(s.path(driverDir, c[1].ID)); err != nil {
+		t.Fatal(err)
+	}
+	broken, err = s.Recover(t.Context(), func(digest.Digest) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{c[1].ID}, broken); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestLockHonoursContext(t *testing.T) {
+	s, c := create(t), chain(1)
+	unlock, err := s.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Publish(ctx, c); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReferences(t *testing.T) {
+	c := chain(4)
+	root := t.TempDir()
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if used, err := References(root, c); err != nil || len(used) != 0 {
+		t.Errorf("no store: %v, %v", used, err)
+	}
+	write("overlay-images/images.json", `[{"id":"i","layer":"`+c[1].ID+`"},{"id":"j"}]`)
+	write("overlay-layers/layers.json", `[{"id":"own","parent":"`+c[2].ID+`"}]`)
+	write("overlay-containers/volatile-containers.json", `[{"layer":"own"}]`)
+	used, err := References(root, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{c[0].ID: true, c[1].ID: true, c[2].ID: true, "own": true}
+	if d := cmp.Diff(want, used); d != "" {
+		t.Error(d)
+	}
+	write("overlay-images/images.json", `[{"id":`)
+	if _, err := References(root, c); err == nil {
+		t.Error("a torn list was taken for an empty one")
+	}
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/storage"
+)
+
+// Probe writes a chain of two records into a scratch store below dir and reads
+// it back with containers/storage itself: proof that what [Store.Publish] writes
+// is what runtimes understand. It leaves nothing behind.
+func Probe(ctx context.Context, dir string) (err error) {
+	scratch, err := os.MkdirTemp(dir, "probe-")
+	if err != nil {
+		return fmt.Errorf("probing the image store: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	if err := probe(ctx, scratch); err != nil {
+		return fmt.Errorf("probing the image store: %w", err)
+	}
+	return nil
+}
+
+func probe(ctx context.Context, scratch string) error {
+	own, err := Create(filepath.Join(scratch, "store"))
+	if err != nil {
+		return err
+	}
+	base := probeLayer("", "base", filepath.Join(scratch, "mount", "base"))
+	top := probeLayer(base.ID, "top", filepath.Join(scratch, "mount", "top"))
+	for _, l := range []Layer{base, top} {
+		if err := os.MkdirAll(filepath.Join(l.MountDirectory, "diff"), 0o700); err != nil {
+			return err
+		}
+	}
+	// An earlier reader must see the records without being opened again.
+	reader, err := storage.GetStore(storage.StoreOptions{
+		GraphRoot: filepath.Join(scratch, "root"), RunRoot: filepath.Join(scratch, "run"),
+		GraphDriverName:    driverDir,
+		GraphDriverOptions: []string{"overlay.imagestore=" + own.Root()},
+	})
+	if err != nil {
+		return fmt.Errorf("opening containers/storage: %w", err)
+	}
+	defer reader.Shutdown(true) //nolint:errcheck // the scratch store goes away as a whole
+	if err := own.Publish(ctx, []Layer{base, top}); err != nil {
+		return err
+	}
+	for _, want := range []Layer{base, top} {
+		got, err := reader.LayersByCompressedDigest(want.BlobDigest)
+		if err != nil {
+			return fmt.Errorf("looking up a published layer: %w", err)
+		}
+		if len(got) != 1 || got[0].ID != want.ID || got[0].Parent != want.Parent || got[0].UncompressedDigest != want.DiffID {
+			return fmt.Errorf("containers/storage reads a published layer as %+v, want %+v", got, want)
+		}
+	}
+	if err := own.Withdraw(ctx, top.ID, base.ID); err != nil {
+		return err
+	}
+	if _, err := reader.Layer(base.ID); !errors.Is(err, storage.ErrLayerUnknown) {
+		return fmt.Errorf("containers/storage still knows a withdrawn layer: %w", err)
+	}
+	return nil
+}
+
+func probeLayer(parent, name, mount string) Layer {
+	diffID := digest.FromString(name)
+	return Layer{
+		ID: ChainID(parent, diffID), Parent: parent,
+		BlobDigest: digest.FromString(name + " blob"), BlobSize: 1,
+		DiffID: diffID, DiffSize: 1, Compression: Gzip,
+		MountDirectory: mount,
+	}
+}
