@@ -30,7 +30,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/storage/pkg/lockfile"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
 )
@@ -374,30 +373,10 @@ func (s *Store) writeLayers(layers []Layer) error {
 	if err := atomicfile.WriteJSON(s.path(layersDir, layersJSON), layers, 0o600); err != nil {
 		return fmt.Errorf("writing records of %s: %w", s.root, err)
 	}
-	lock, err := lockfile.GetLockFile(s.path(layersDir, layersLock))
-	if err != nil {
-		return fmt.Errorf("writing records of %s: %w", s.root, err)
-	}
-	if _, err := lock.RecordWrite(); err != nil {
+	if err := s.recordWrite(); err != nil {
 		return fmt.Errorf("writing records of %s: %w", s.root, err)
 	}
 	return nil
-}
-
-// lock takes the store's write lock, which excludes all readers of records.
-func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	lock, err := lockfile.GetLockFile(s.path(layersDir, layersLock))
-	if err != nil {
-		return nil, fmt.Errorf("locking image store %s: %w", s.root, err)
-	}
-	for lock.TryLock() != nil {
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("locking image store %s: %w", s.root, context.Cause(ctx))
-		}
-	}
-	return lock.Unlock, nil
 }
 
 func (s *Store) path(elem ...string) string {
