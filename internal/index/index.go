@@ -9,6 +9,11 @@
 // blob, every file is covered by its chunks without gap or overlap, and
 // whiteouts have become what overlayfs expects.
 //
+// The tree is the one that a normal pull makes of the layer, down to what
+// containers/storage does with odd tar entries. Only times that extraction takes
+// from the clock (of whiteouts and of directories that are not described) are
+// the epoch here.
+//
 // The tree goes to an EROFS image (package erofs), the chunks to a [Table] on
 // disk. An Index is only held while a layer is prepared.
 package index
@@ -47,8 +52,13 @@ type Index struct {
 	Kind        Kind
 	Compression Compression
 	// Inodes holds every file system object once, however many names it has.
-	// Inodes[0] is the root directory; a directory comes before its children.
+	// Inodes[0] is the root directory; a directory comes before the directories
+	// in it.
 	Inodes []Inode
+	// RootImplied means that the layer does not describe its root directory. What
+	// Inodes[0] holds then is right for a base layer; a layer on top of another
+	// has the mode and owner of that one's root.
+	RootImplied bool
 	// Chunks are sorted by Offset; what no chunk covers reads as zeros.
 	Chunks []Chunk
 	// DeviceSize is the length of the device in bytes, a multiple of [BlockSize].
@@ -67,7 +77,7 @@ type Inode struct {
 	ModTime time.Time
 	// Nlink is the link count as a file system reports it.
 	Nlink uint32
-	// Rdev is major and minor of a device node.
+	// Major and Minor are the number of a device node.
 	Major, Minor uint32
 	// Size is the length of a regular file, in bytes.
 	Size int64

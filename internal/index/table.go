@@ -19,7 +19,7 @@ import (
 // in the device. All integers are little endian.
 //
 //	header: magic [8]byte, records u64, device size u64, compression u8,
-//	        reserved [3]byte, crc32c of the records u32
+//	        reserved [3]byte, crc32c of the records and of the header before it u32
 //	record: offset, size, blob offset, blob size, inner offset u64, digest [32]byte
 const (
 	tableMagic  = "HFCHUNK1"
@@ -55,7 +55,7 @@ func WriteTable(w io.WriteSeeker, idx *Index) error {
 	binary.LittleEndian.PutUint64(head[8:], uint64(len(idx.Chunks)))
 	binary.LittleEndian.PutUint64(head[16:], uint64(idx.DeviceSize))
 	head[24] = byte(idx.Compression)
-	binary.LittleEndian.PutUint32(head[28:], crc.Sum32())
+	binary.LittleEndian.PutUint32(head[28:], crc32.Update(crc.Sum32(), castagnoli, head[:28]))
 	if _, err := w.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("writing chunk table: %w", err)
 	}
@@ -107,7 +107,7 @@ func openTable(name string) (*Table, error) {
 		compression: Compression(m[24]),
 	}
 	if string(m[:8]) != tableMagic || binary.LittleEndian.Uint64(m[8:]) != uint64(t.n) ||
-		crc32.Checksum(m[headerSize:], castagnoli) != binary.LittleEndian.Uint32(m[28:]) {
+		crc32.Update(crc32.Checksum(m[headerSize:], castagnoli), castagnoli, m[:28]) != binary.LittleEndian.Uint32(m[28:]) {
 		return nil, fmt.Errorf("damaged: %w", closeAfter(t, ErrInvalid))
 	}
 	return t, nil

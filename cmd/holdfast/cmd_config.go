@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast/holdfast/internal/config"
+)
+
+func newConfigCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "config",
+		Short:   "Check the configuration, or print the default one",
+		Example: "  holdfast config check\n  holdfast config default > /etc/holdfast/config.toml",
+		Args:    args(cobra.NoArgs),
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:     "check",
+		Short:   "Check a configuration file",
+		Long:    "Check a configuration file, and say what is wrong with it.\n" + exitCodes,
+		Example: "  holdfast config check --config ./config.toml",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(g.config)
+			if err != nil {
+				return err
+			}
+			return g.print(cmd.OutOrStdout(), cfg, func() error {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", g.config)
+				return err
+			})
+		},
+	}, &cobra.Command{
+		Use:     "default",
+		Short:   "Print a configuration file with every setting and its default",
+		Example: "  holdfast config default > /etc/holdfast/config.toml",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(cmd.OutOrStdout(), config.DefaultFile)
+			return err
+		},
+	})
+	return cmd
+}

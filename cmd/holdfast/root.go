@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast/holdfast/internal/config"
+	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/daemon"
+)
+
+// globals are the flags of all commands.
+type globals struct {
+	config string
+	json   bool
+}
+
+func newRootCommand() *cobra.Command {
+	g := &globals{}
+	cmd := &cobra.Command{
+		Use:   "holdfast",
+		Short: "Start containers before their image is there",
+		Long: `Holdfast makes CRI-O and Podman start containers before their image has been
+downloaded, with unmodified images and unmodified runtimes.
+` + exitCodes,
+		Example: `  holdfast serve
+  holdfast prepare quay.io/models/llama:8b
+  podman run quay.io/models/llama:8b`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       daemon.Version,
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	cmd.PersistentFlags().StringVar(&g.config, "config", config.DefaultPath, "the daemon's configuration `file`")
+	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
+	cmd.AddCommand(
+		newServeCommand(g), newPrepareCommand(g), newListCommand(g), newStatusCommand(g),
+		newRemoveCommand(g), newConfigCommand(g), newVersionCommand(g),
+	)
+	return cmd
+}
+
+// args makes the wrong number of arguments a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, a []string) error {
+		if err := check(cmd, a); err != nil {
+			return &usageError{err}
+		}
+		return nil
+	}
+}
+
+// client returns a client of the daemon that the configuration describes.
+func (g *globals) client() (*control.Client, error) {
+	cfg, err := config.Load(g.config)
+	if err != nil {
+		return nil, err
+	}
+	return control.NewClient(cfg.SocketPath()), nil
+}
+
+// print writes v as JSON if that was asked for, and else calls text.
+func (g *globals) print(w io.Writer, v any, text func() error) error {
+	if !g.json {
+		return text()
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("writing JSON: %w", err)
+	}
+	return nil
+}
+
+// isTerminal reports whether a file is a terminal.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}

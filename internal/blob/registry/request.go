@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+const maxRedirects = 5
+
+// get asks the registry for something in the repository. If it refuses, get
+// authenticates anew and asks a second time. The answer may have any status;
+// the caller closes it. ctx governs the body too.
+func (r *Repository) get(ctx context.Context, resource string, header http.Header) (*http.Response, error) {
+	g, err := r.authorize(ctx, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.follow(ctx, g, r.resource(g.scheme, resource), header)
+	if err != nil || !r.refuses(resp, g) {
+		return resp, err
+	}
+	challenge := r.challengeOf(ctx, resp)
+	refusal := r.statusError(resp)
+	g, err = r.authorize(ctx, g, challenge)
+	if err != nil {
+		return nil, err
+	}
+	if g == nil {
+		return nil, refusal
+	}
+	return r.follow(ctx, g, r.resource(g.scheme, resource), header)
+}
+
+// refuses reports whether the registry wants other credentials. Expired
+// passwords are answered with 403 by some; for tokens that is final.
+func (r *Repository) refuses(resp *http.Response, g *grant) bool {
+	return r.isRegistry(resp.Request.URL) && (resp.StatusCode == http.StatusUnauthorized ||
+		resp.StatusCode == http.StatusForbidden && strings.HasPrefix(g.header, "Basic "))
+}
+
+// follow sends a request and follows redirects. Only the registry itself gets
+// to see the grant, which may be nil if the URL is not the registry's.
+// http.Client is not used because it would send it to subdomains and other
+// ports as well, and puts whole URLs into its errors.
+func (r *Repository) follow(ctx context.Context, g *grant, u *url.URL, header http.Header) (*http.Response, error) {
+	for range maxRedirects + 1 {
+		if err := r.checkScheme(u); err != nil {
+			return nil, err
+		}
+		req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: maps.Clone(header)}).WithContext(ctx)
+		if g != nil && g.header != "" && r.isRegistry(u) && u.Scheme == g.scheme {
+			req.Header.Set("Authorization", g.header)
+		}
+		resp, err := r.meter.RoundTrip(req)
+		if err != nil {
+			return nil, networkError(ctx, err)
+		}
+		if !isRedirect(resp.StatusCode) {
+			return resp, nil
+		}
+		next, err := resp.Location()
+		drain(resp)
+		if err != nil {
+			return nil, errors.New("the redirect has no usable location")
+		}
+		u = next
+	}
+	return nil, fmt.Errorf("more than %d redirects", maxRedirects)
+}
+
+func isRedirect(status int) bool {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	default:
+		return false
+	}
+}
+
+// checkScheme refuses what is neither HTTPS nor, where it is allowed, HTTP. The
+// library would fall back to HTTP for private addresses without being told to.
+func (r *Repository) checkScheme(u *url.URL) error {
+	switch {
+	case u.Scheme == "https":
+		return nil
+	case u.Scheme != "http":
+		return fmt.Errorf("%q is not a scheme for a registry", u.Scheme)
+	case !r.insecure && r.isRegistry(u):
+		return errors.New("HTTP is not allowed for this registry (see insecure in registries.conf)")
+	default:
+		return nil
+	}
+}
+
+// isRegistry reports whether a URL points to the registry, and not to where it
+// redirects.
+func (r *Repository) isRegistry(u *url.URL) bool {
+	return strings.EqualFold(withPort(u.Host, u.Scheme), withPort(r.registry.RegistryStr(), u.Scheme))
+}
+
+func withPort(host, scheme string) string {
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	port := "443"
+	if scheme == "http" {
+		port = "80"
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), port)
+}

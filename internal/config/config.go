@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config holds the daemon's settings: their names, their meaning and
+// their defaults, in one place. [Default] documents each; `holdfast config
+// default` prints the same text.
+package config
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/docker/go-units"
+
+	"github.com/holdfast/holdfast/internal/refpattern"
+)
+
+// DefaultPath is where the daemon's settings are looked for.
+const DefaultPath = "/etc/holdfast/config.toml"
+
+// DefaultFile is a configuration file with every setting at its default, and
+// what it means.
+//
+//go:embed default.toml
+var DefaultFile string
+
+// Config is the daemon's settings. See default.toml for what each means.
+type Config struct {
+	Root         string          `toml:"root"`
+	RunRoot      string          `toml:"runroot"`
+	ImageStore   string          `toml:"image_store"`
+	Socket       string          `toml:"socket"`
+	LogLevel     string          `toml:"log_level"`
+	RuntimeRoots []string        `toml:"runtime_roots"`
+	Runtimes     []string        `toml:"runtimes"`
+	Trusted      refpattern.List `toml:"trusted"`
+	Exclude      refpattern.List `toml:"exclude"`
+
+	TopLayerLimit Bytes    `toml:"top_layer_limit"`
+	ReadTimeout   Duration `toml:"read_timeout"`
+	StallTimeout  Duration `toml:"stall_timeout"`
+	HookTimeout   Duration `toml:"hook_timeout"`
+	Mount         string   `toml:"mount"`
+	ReadAhead     Bytes    `toml:"read_ahead"`
+
+	RegistriesConf    string `toml:"registries_conf"`
+	RegistriesConfDir string `toml:"registries_conf_dir"`
+	AuthFile          string `toml:"auth_file"`
+	MaxFetches        int    `toml:"max_fetches"`
+}
+
+// Bytes is a size, written with a unit: "8MiB".
+type Bytes int64
+
+// UnmarshalText reads a size such as "8MiB" or "1GB" (both are powers of 1024).
+func (b *Bytes) UnmarshalText(text []byte) error {
+	n, err := units.RAMInBytes(string(text))
+	if err != nil {
+		return fmt.Errorf("size %q: want a number with a unit, such as 8MiB", text)
+	}
+	*b = Bytes(n)
+	return nil
+}
+
+// Duration is a time span, written with a unit: "2m".
+type Duration time.Duration
+
+// UnmarshalText reads a time span such as "90s" or "2m".
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("time span %q: want a number with a unit, such as 90s or 2m", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Default returns the settings of default.toml.
+func Default() (Config, error) {
+	var c Config
+	if err := c.decode(DefaultFile); err != nil {
+		return Config{}, fmt.Errorf("default settings: %w", err)
+	}
+	return c, nil
+}
+
+// Load reads settings from a file; what it does not name has its default. A file
+// that does not exist at [DefaultPath] is an empty one.
+func Load(name string) (Config, error) {
+	c, err := Default()
+	if err != nil {
+		return Config{}, err
+	}
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) && name == DefaultPath {
+		data, err = nil, nil
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("reading configuration: %w", err)
+	}
+	if err := c.decode(string(data)); err != nil {
+		return Config{}, fmt.Errorf("reading configuration %s: %w", name, err)
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", name, err)
+	}
+	return c, nil
+}
+
+func (c *Config) decode(text string) error {
+	meta, err := toml.NewDecoder(bytes.NewReader([]byte(text))).Decode(c)
+	if err != nil {
+		return err
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return fmt.Errorf("unknown setting %q; `holdfast config default` prints all there are", unknown[0].String())
+	}
+	return nil
+}
+
+// Validate reports the first setting that cannot work.
+func (c *Config) Validate() error {
+	for _, dir := range []struct{ name, value string }{
+		{"root", c.Root}, {"runroot", c.RunRoot}, {"image_store", c.StorePath()}, {"socket", c.SocketPath()},
+	} {
+		if !filepath.IsAbs(dir.value) || dir.value != filepath.Clean(dir.value) || dir.value == "/" {
+			return fmt.Errorf("%s = %q: want an absolute path without . or .. segments", dir.name, dir.value)
+		}
+	}
+	for _, root := range c.RuntimeRoots {
+		if !filepath.IsAbs(root) {
+			return fmt.Errorf("runtime_roots: %q: want absolute paths", root)
+		}
+		if root == c.StorePath() || root == c.Root {
+			return fmt.Errorf("runtime_roots: %q is Holdfast's own directory", root)
+		}
+	}
+	if err := c.Trusted.Validate(); err != nil {
+		return fmt.Errorf("trusted: %w", err)
+	}
+	if err := c.Exclude.Validate(); err != nil {
+		return fmt.Errorf("exclude: %w", err)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		return fmt.Errorf("log_level = %q: want debug, info, warn or error", c.LogLevel)
+	}
+	if !slices.Contains([]string{"auto", "file", "loop"}, c.Mount) {
+		return fmt.Errorf("mount = %q: want auto, file or loop", c.Mount)
+	}
+	for name, d := range map[string]Duration{
+		"read_timeout": c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
+	} {
+		if d <= 0 {
+			return fmt.Errorf("%s = %q: want more than 0", name, time.Duration(d))
+		}
+	}
+	if c.MaxFetches < 1 {
+		return fmt.Errorf("max_fetches = %d: want at least 1", c.MaxFetches)
+	}
+	for _, r := range c.Runtimes {
+		if r == "" || strings.Contains(r, "/") {
+			return fmt.Errorf("runtimes: %q: want the name of a program, without a path", r)
+		}
+	}
+	return nil
+}
+
+// StorePath is the image store that runtimes list in additionalimagestores.
+func (c *Config) StorePath() string {
+	if c.ImageStore != "" {
+		return c.ImageStore
+	}
+	return filepath.Join(c.Root, "store")
+}
+
+// SocketPath is the control socket.
+func (c *Config) SocketPath() string {
+	if c.Socket != "" {
+		return c.Socket
+	}
+	return filepath.Join(c.RunRoot, "holdfast.sock")
+}

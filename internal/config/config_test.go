@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultNamesEverySetting(t *testing.T) {
+	c, err := Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	typ := reflect.TypeFor[Config]()
+	for i := range typ.NumField() {
+		name := typ.Field(i).Tag.Get("toml")
+		if !strings.Contains(DefaultFile, "\n"+name+" = ") {
+			t.Errorf("default.toml does not have %s", name)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"empty", "", ""},
+		{"good", "trusted = [\"quay.io/a\"]\nread_timeout = \"5s\"\ntop_layer_limit = \"1GB\"", ""},
+		{"unknown", "thrusted = []", `unknown setting "thrusted"`},
+		{"syntax", "root = ", "config.toml"},
+		{"relative", `root = "var"`, `root = "var": want an absolute path`},
+		{"dots", `root = "/var/../etc"`, "without . or .."},
+		{"pattern", `trusted = ["a["]`, "trusted: reference pattern"},
+		{"size", `read_ahead = "many"`, `size "many"`},
+		{"time", `read_timeout = "2"`, `time span "2"`},
+		{"zero time", `hook_timeout = "0s"`, "want more than 0"},
+		{"mount", `mount = "fuse"`, "want auto, file or loop"},
+		{"own store as runtime", `runtime_roots = ["/var/lib/holdfast/store"]`, "own directory"},
+		{"runtime path", `runtimes = ["/usr/bin/podman"]`, "without a path"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(name, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := Load(name)
+			if c.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.name == "good" && (time.Duration(got.ReadTimeout) != 5*time.Second || got.TopLayerLimit != 1<<30 || got.Root != "/var/lib/holdfast") {
+					t.Errorf("got %+v", got)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestLoadMissingFile(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "config.toml")); err == nil {
+		t.Error("a file that was named and does not exist was taken for an empty one")
+	}
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast/holdfast/internal/prepare"
+)
+
+// Errors that a Service returns for what the caller did.
+var (
+	// ErrBadRequest means that the request makes no sense.
+	ErrBadRequest = errors.New("bad request")
+)
+
+// Service is what the socket gives access to: the daemon.
+type Service interface {
+	Prepare(ctx context.Context, req PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error)
+	Images(ctx context.Context) ([]ImageStatus, error)
+	Image(ctx context.Context, reference string) (*ImageStatus, error)
+	Remove(ctx context.Context, reference string) error
+	Info() Info
+}
+
+const maxRequest = 1 << 20 // bytes of a request's body
+
+// Listen opens the control socket, for root only. A socket that a dead daemon
+// left is replaced: the caller holds the lock on the daemon's directories.
+func Listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("opening control socket: %w", err)
+	}
+	old := unix.Umask(0o177) // never open to others, not for an instant
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("opening control socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// Serve answers requests until ctx ends, and then lets those under way finish
+// for a moment.
+func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler, log *slog.Logger) error {
+	mux := http.NewServeMux()
+	h := &handler{service: s, log: log}
+	mux.HandleFunc("POST /v1/prepare", h.prepare)
+	mux.HandleFunc("GET /v1/images", h.images)
+	mux.HandleFunc("DELETE /v1/images", h.remove)
+	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
+	mux.Handle("GET /metrics", metrics)
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(rootOnly{l}); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving control socket: %w", err)
+	}
+	return nil
+}
+
+// rootOnly drops connections of other users, should the socket's mode fail us.
+type rootOnly struct{ net.Listener }
+
+func (l rootOnly) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil || peerIsRoot(c) {
+			return c, err
+		}
+		_ = c.Close()
+	}
+}
+
+func peerIsRoot(c net.Conn) bool {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return false
+	}
+	root := false
+	err = raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		root = err == nil && cred.Uid == 0
+	})
+	return root && err == nil
+}
+
+type handler struct {
+	service Service
+	log     *slog.Logger
+}
+
+func (h *handler) prepare(w http.ResponseWriter, r *http.Request) {
+	var req PrepareRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&req); err != nil {
+		h.reply(w, nil, fmt.Errorf("%w: %w", ErrBadRequest, err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := json.NewEncoder(w)
+	send := func(p Progress) {
+		// A caller that left shows in the request's context.
+		_ = out.Encode(p)
+		_ = http.NewResponseController(w).Flush()
+	}
+	res, err := h.service.Prepare(r.Context(), req, throttled(func(e prepare.Event) { send(Progress{Event: &e}) }))
+	if err != nil {
+		send(Progress{Error: err.Error()})
+		return
+	}
+	send(Progress{Result: res})
+}
+
+// throttled passes on the first and the last event of a layer, and between them
+// ten a second.
+func throttled(next func(prepare.Event)) func(prepare.Event) {
+	const interval = 100 * time.Millisecond
+	last := map[string]time.Time{}
+	return func(e prepare.Event) {
+		key := e.Layer.String()
+		if e.Done < e.Total && time.Since(last[key]) < interval {
+			return
+		}
+		last[key] = time.Now()
+		next(e)
+	}
+}
+
+func (h *handler) images(w http.ResponseWriter, r *http.Request) {
+	if ref := r.URL.Query().Get("reference"); ref != "" {
+		img, err := h.service.Image(r.Context(), ref)
+		h.reply(w, img, err)
+		return
+	}
+	all, err := h.service.Images(r.Context())
+	h.reply(w, all, err)
+}
+
+func (h *handler) remove(w http.ResponseWriter, r *http.Request) {
+	h.reply(w, struct{}{}, h.service.Remove(r.Context(), r.URL.Query().Get("reference")))
+}
+
+// reply writes a value, or an error with the status that tells its kind.
+func (h *handler) reply(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		status := http.StatusInternalServerError
+		switch {
+		case errors.Is(err, prepare.ErrUnknown):
+			status = http.StatusNotFound
+		case errors.Is(err, prepare.ErrInUse):
+			status = http.StatusConflict
+		case errors.Is(err, ErrBadRequest):
+			status = http.StatusBadRequest
+		}
+		w.WriteHeader(status)
+		v = apiError{err.Error()}
+	}
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		h.log.Debug("writing answer", "err", err)
+	}
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/holdfast/holdfast/internal/device"
+)
+
+// metrics are the daemon's counters, collected when they are asked for.
+func (d *Daemon) metrics() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	sum := func(field func(device.Stats) int64) func() float64 {
+		return func() float64 {
+			var n int64
+			for _, l := range d.layers.All() {
+				n += field(l.Device().Stats())
+			}
+			return float64(n)
+		}
+	}
+	counter := func(name, help string, f func() float64) {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "holdfast", Name: name, Help: help}, f))
+	}
+	gauge := func(name, help string, f func() float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "holdfast", Name: name, Help: help}, f))
+	}
+	gauge("layers", "Layers that are mounted.", func() float64 { return float64(len(d.layers.All())) })
+	gauge("cache_bytes", "Disk space of layer data that is local.", func() float64 {
+		var n int64
+		for _, l := range d.layers.All() {
+			n += l.LocalBytes()
+		}
+		return float64(n)
+	})
+	counter("fetch_requests_total", "Range requests to sources.", sum(func(s device.Stats) int64 { return s.Requests }))
+	counter("fetched_bytes_total", "Compressed bytes asked for.", sum(func(s device.Stats) int64 { return s.Fetched }))
+	counter("touched_bytes_total", "Compressed bytes of chunks that readers asked for.", sum(func(s device.Stats) int64 { return s.Touched }))
+	counter("fetch_failures_total", "Range requests that failed.", sum(func(s device.Stats) int64 { return s.Failures }))
+	counter("corrupt_chunks_total", "Chunks that did not match their digest.", sum(func(s device.Stats) int64 { return s.Corrupt }))
+	counter("registry_requests_total", "HTTP requests to registries.", func() float64 { return float64(d.registry.Stats().Requests) })
+	counter("registry_bytes_total", "Bytes received from registries.", func() float64 { return float64(d.registry.Stats().Bytes) })
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"go.podman.io/image/v5/docker/reference"
+	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
+	"go.podman.io/image/v5/types"
+
+	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/prepare"
+)
+
+var _ control.Service = (*Daemon)(nil)
+
+// Prepare prepares an image for the control socket.
+func (d *Daemon) Prepare(ctx context.Context, req control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {
+	ref, err := reference.ParseNormalizedNamed(req.Reference)
+	if err != nil {
+		return nil, fmt.Errorf("%w: image reference %q: %w", control.ErrBadRequest, req.Reference, err)
+	}
+	if d.disabled != nil {
+		return nil, fmt.Errorf("nothing is published: %w", d.disabled)
+	}
+	p := prepare.Request{Reference: ref, Progress: progress}
+	if c := req.Credentials; c != nil && *c != (control.Credentials{}) {
+		p.Credentials = &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}
+	}
+	res, err := d.preparer.Prepare(ctx, p)
+	d.logOutcome(req, res, err)
+	return res, err
+}
+
+// logOutcome says in the daemon's log what a pull hook cannot say to anybody.
+func (d *Daemon) logOutcome(req control.PrepareRequest, res *prepare.Result, err error) {
+	switch {
+	case err != nil:
+		d.log.Warn("image is left to the runtime", "image", req.Reference, "hook", req.Hook, "err", err)
+	case res.Lazy() == 0:
+		d.log.Info("image is left to the runtime", "image", req.Reference, "hook", req.Hook, "reason", reason(res))
+	default:
+		d.log.Info("prepared image", "image", req.Reference, "hook", req.Hook, "lazy", res.Lazy(), "layers", len(res.Layers),
+			"took", res.Duration.Round(time.Millisecond).String())
+	}
+}
+
+func reason(res *prepare.Result) string {
+	if res.Reason != "" || len(res.Layers) == 0 {
+		return res.Reason
+	}
+	return res.Layers[0].Reason
+}
+
+// Images returns the state of all prepared images.
+func (d *Daemon) Images(context.Context) ([]control.ImageStatus, error) {
+	all, err := d.preparer.Images()
+	if err != nil {
+		return nil, err
+	}
+	used := d.used()
+	states := make([]control.ImageStatus, 0, len(all))
+	for _, img := range all {
+		states = append(states, d.imageStatus(img, used))
+	}
+	return states, nil
+}
+
+// Image returns the state of one prepared image.
+func (d *Daemon) Image(_ context.Context, name string) (*control.ImageStatus, error) {
+	img, err := d.preparer.Find(name)
+	if err != nil {
+		return nil, err
+	}
+	s := d.imageStatus(img, d.used())
+	return &s, nil
+}
+
+// used is what runtimes refer to, as far as it is known.
+func (d *Daemon) used() map[string]bool {
+	used, err := d.preparer.Used()
+	if err != nil {
+		d.log.Warn("reading what runtimes refer to", "err", err)
+	}
+	return used
+}
+
+func (d *Daemon) imageStatus(img prepare.Image, used map[string]bool) control.ImageStatus {
+	s := control.ImageStatus{References: img.References, Digest: img.Digest, Prepared: img.Prepared}
+	for _, l := range img.Layers {
+		s.Size += l.Size
+		s.Layers = append(s.Layers, d.layerStatus(l, used))
+	}
+	return s
+}
+
+func (d *Daemon) layerStatus(l prepare.LayerResult, used map[string]bool) control.LayerStatus {
+	s := control.LayerStatus{LayerResult: l, State: string(l.Action), InUse: used[l.ChainID]}
+	if l.Action == prepare.Left {
+		return s
+	}
+	have, ok := d.layers.Get(l.Digest)
+	if !ok {
+		s.State = "missing"
+		return s
+	}
+	stats := have.Device().Stats()
+	s.State, s.Index, s.Verified, s.Local, s.Device = "mounted", have.Kind, have.Verified, have.LocalBytes(), &stats
+	s.Percent = 100
+	if stats.Chunks > 0 {
+		s.Percent = 100 * float64(stats.Present) / float64(stats.Chunks)
+	}
+	return s
+}
+
+// Remove removes a prepared image that no runtime refers to.
+func (d *Daemon) Remove(ctx context.Context, name string) error {
+	if err := d.preparer.Remove(ctx, name); err != nil {
+		return err
+	}
+	d.log.Info("removed image", "image", name)
+	return nil
+}
+
+// Info describes the daemon.
+func (d *Daemon) Info() control.Info {
+	info := control.Info{Version: Version, PID: os.Getpid(), Started: d.started, Mount: d.mounter.String()}
+	if d.disabled != nil {
+		info.Disabled = d.disabled.Error()
+	}
+	return info
+}
+
+// registryConfig takes registries and the node's own credentials from where
+// CRI-O and Podman have them.
+func (d *Daemon) registryConfig() registry.Config {
+	sys := &types.SystemContext{AuthFilePath: d.cfg.AuthFile}
+	return registry.Config{
+		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
+		UserAgent: "holdfast/" + Version,
+		Logger:    d.log,
+		Credentials: func(_ context.Context, repository string) (registry.Credentials, error) {
+			ref, err := reference.ParseNormalizedNamed(repository)
+			if err != nil {
+				return registry.Credentials{}, fmt.Errorf("finding credentials for %q: %w", repository, err)
+			}
+			c, err := dockerconfig.GetCredentialsForRef(sys, ref)
+			if err != nil {
+				return registry.Credentials{}, fmt.Errorf("finding credentials for %s: %w", repository, err)
+			}
+			return registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}, nil
+		},
+	}
+}

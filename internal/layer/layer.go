@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package layer keeps prepared layers: what each needs to be mounted again lies
+// in one directory on local disk, so that a restart needs no network.
+//
+//	<root>/<sha256 hex>/layer.json   Meta
+//	                    image.erofs  the tree (package erofs)
+//	                    chunks       where the data lies in the blob (index.Table)
+//	                    data         the data that is local (package cache)
+//	                    present      which of it is
+//
+// A [Set] holds all layers of a node. Its directories appear whole, by rename.
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/cache"
+	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/mount"
+)
+
+const (
+	metaName  = "layer.json"
+	imageName = "image.erofs"
+	tableName = "chunks"
+
+	maxMeta = 1 << 20 // bytes of layer.json that are read
+)
+
+// Meta is what is known of a layer beside its index.
+type Meta struct {
+	Digest digest.Digest `json:"digest"` // of the blob
+	Size   int64         `json:"size"`   // of the blob, in bytes
+	DiffID digest.Digest `json:"diffID"` // of the uncompressed tar, as the image's configuration states it
+	// DiffSize is the size of the uncompressed tar in bytes. It is an estimate,
+	// from the index, until the layer has been verified.
+	DiffSize int64 `json:"diffSize"`
+	// BlobCompression is how the blob as a whole is compressed.
+	BlobCompression index.Compression `json:"blobCompression"`
+	Kind            index.Kind        `json:"kind"`
+	// Landmark is how much of the blob the image asks to have at once, in bytes.
+	Landmark int64 `json:"landmark,omitempty"`
+	// Verified means that blob digest, diff ID and tree have been checked over
+	// the whole layer. Until then the registry's word is taken for them.
+	Verified bool      `json:"verified"`
+	Created  time.Time `json:"created"`
+}
+
+// Layer is a layer that is prepared and open. Its methods may be called concurrently.
+type Layer struct {
+	Meta
+	dir    string
+	target string // where it is mounted
+	table  *index.Table
+	cache  *cache.File
+	dev    *device.Device
+}
+
+// open opens the layer in dir.
+func open(dir, target string, sched *device.Scheduler, log *slog.Logger) (_ *Layer, err error) {
+	l := &Layer{dir: dir, target: target}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("opening layer %s: %w", filepath.Base(dir), errors.Join(err, l.close()))
+		}
+	}()
+	if err := atomicfile.ReadJSON(filepath.Join(dir, metaName), maxMeta, &l.Meta); err != nil {
+		return nil, err
+	}
+	if l.Digest.Validate() != nil || l.Digest.Encoded() != filepath.Base(dir) || l.DiffID.Validate() != nil {
+		return nil, fmt.Errorf("%s speaks of layer %q", metaName, l.Digest)
+	}
+	if l.table, err = index.OpenTable(filepath.Join(dir, tableName)); err != nil {
+		return nil, err
+	}
+	if l.cache, err = cache.Open(dir, l.table.DeviceSize(), l.table.Len()); err != nil {
+		return nil, err
+	}
+	l.dev = device.New(device.Config{
+		Descriptor: blob.Descriptor{Digest: l.Digest, Size: l.Size},
+		Table:      l.table, Cache: l.cache, Scheduler: sched, Logger: log,
+	})
+	return l, nil
+}
+
+// close ends the layer's fetches and closes its files, as far as they are open.
+func (l *Layer) close() error {
+	var err error
+	if l.dev != nil {
+		l.dev.Close()
+	}
+	if l.cache != nil {
+		err = l.cache.Close()
+	}
+	if l.table != nil {
+		err = errors.Join(err, l.table.Close())
+	}
+	return err
+}
+
+// Device is the layer's data.
+func (l *Layer) Device() *device.Device { return l.dev }
+
+// MountDirectory is where the layer is mounted: its tree is in diff below it.
+func (l *Layer) MountDirectory() string { return l.target }
+
+// Complete reports whether all of the layer is on local disk.
+func (l *Layer) Complete() bool { return l.cache.Complete() }
+
+// LocalBytes is the disk space that the layer's data takes.
+func (l *Layer) LocalBytes() int64 { return l.cache.Allocated() }
+
+// Chunks is the layer's chunk table.
+func (l *Layer) Chunks() *index.Table { return l.table }
+
+// Exporter makes devices readable as files: the FUSE server.
+type Exporter interface {
+	Export(d digest.Digest, dev *device.Device) (path string, err error)
+	Withdraw(d digest.Digest)
+}
+
+// mount mounts the layer and makes sure that the mount answers. A layer whose
+// data is complete is mounted from its file; it needs us no more.
+func (l *Layer) mount(ctx context.Context, m *mount.Mounter, e Exporter) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("mounting layer %s: %w", l.Digest, err)
+		}
+	}()
+	// A mount that an earlier daemon left may have lost its device.
+	if err := mount.Unmount(l.target, true); err != nil {
+		return err
+	}
+	dev := ""
+	switch {
+	case l.table.DeviceSize() == 0:
+	case l.Complete():
+		dev = filepath.Join(l.dir, cache.DataName)
+	default:
+		if dev, err = e.Export(l.Digest, l.dev); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(l.target, 0o700); err != nil {
+		return err
+	}
+	if err := m.Mount(ctx, filepath.Join(l.dir, imageName), dev, l.target); err != nil {
+		return err
+	}
+	return mount.Check(ctx, l.target)
+}
+
+// unmount undoes mount. What containers hold of the mount stays with them.
+func (l *Layer) unmount(e Exporter) error {
+	if err := mount.Unmount(l.target, true); err != nil {
+		return fmt.Errorf("unmounting layer %s: %w", l.Digest, err)
+	}
+	e.Withdraw(l.Digest)
+	if err := os.Remove(l.target); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unmounting layer %s: %w", l.Digest, err)
+	}
+	return nil
+}

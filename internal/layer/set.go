@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/mount"
+)
+
+// flushInterval is how often present maps are made durable: what a crash of the
+// machine can cost is this much of the line.
+const flushInterval = 5 * time.Second
+
+const stagingPrefix = ".staging-"
+
+// Set is all prepared layers of a node. Its methods may be called concurrently.
+type Set struct {
+	root, mounts string
+	mounter      *mount.Mounter
+	exporter     Exporter
+	sched        *device.Scheduler
+	log          *slog.Logger
+
+	mu     sync.Mutex // protects the fields below
+	layers map[digest.Digest]*Layer
+}
+
+// Config is what a Set works with. Root is on local disk, Mounts in a directory
+// that a reboot empties; both belong to the set alone.
+type Config struct {
+	Root, Mounts string
+	Mounter      *mount.Mounter
+	Exporter     Exporter
+	Scheduler    *device.Scheduler
+	Logger       *slog.Logger
+}
+
+// NewSet returns a set that holds nothing until [Set.Load] is called.
+func NewSet(c Config) (*Set, error) {
+	for _, dir := range []string{c.Root, c.Mounts} {
+		// 0700: or any user of the host could execute an image's setuid files.
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("creating layer directory: %w", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("creating layer directory: %w", err)
+		}
+	}
+	return &Set{
+		root: c.Root, mounts: c.Mounts, mounter: c.Mounter, exporter: c.Exporter,
+		sched: c.Scheduler, log: c.Logger,
+		layers: map[digest.Digest]*Layer{},
+	}, nil
+}
+
+// Load opens and mounts every layer on disk, without a network. A layer that
+// cannot be opened or mounted stays on disk, is logged, and is not in the set.
+func (s *Set) Load(ctx context.Context) error {
+	entries, err := os.ReadDir(s.root)
+	if err != nil {
+		return fmt.Errorf("loading layers: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), stagingPrefix) {
+			if err := os.RemoveAll(filepath.Join(s.root, e.Name())); err != nil {
+				return fmt.Errorf("loading layers: %w", err)
+			}
+			continue
+		}
+		if _, err := s.openAndMount(ctx, digest.NewDigestFromEncoded(digest.SHA256, e.Name())); err != nil {
+			s.log.Error("loading layer", "err", err)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// MountDirectory is where a layer is or would be mounted. It is short, since
+// the mount options of a container name every layer.
+func (s *Set) MountDirectory(d digest.Digest) string {
+	return filepath.Join(s.mounts, d.Encoded()[:32])
+}
+
+func (s *Set) openAndMount(ctx context.Context, d digest.Digest) (*Layer, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("opening layer %q: %w", d, err)
+	}
+	l, err := open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.sched, s.log)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.mount(ctx, s.mounter, s.exporter); err != nil {
+		return nil, errors.Join(err, l.unmount(s.exporter), l.close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.layers[d] = l
+	return l, nil
+}
+
+// Get returns a layer of the set.
+func (s *Set) Get(d digest.Digest) (*Layer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, ok := s.layers[d]
+	return l, ok
+}
+
+// All returns the layers of the set, sorted by digest.
+func (s *Set) All() []*Layer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Layer, 0, len(s.layers))
+	for _, l := range s.layers {
+		all = append(all, l)
+	}
+	slices.SortFunc(all, func(a, b *Layer) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return all
+}
+
+// Remove unmounts a layer and deletes it from disk. Nothing may refer to it.
+func (s *Set) Remove(d digest.Digest) error {
+	s.mu.Lock()
+	l, ok := s.layers[d]
+	delete(s.layers, d)
+	s.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if err := l.unmount(s.exporter); err != nil {
+		return err
+	}
+	if err := l.close(); err != nil {
+		s.log.Warn("closing layer", "layer", d, "err", err)
+	}
+	// Renamed first: a directory is a layer as long as it has its name.
+	trash := filepath.Join(s.root, stagingPrefix+d.Encoded())
+	if err := os.Rename(l.dir, trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing layer %s: %w", d, err)
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("removing layer %s: %w", d, err)
+	}
+	return nil
+}
+
+// Run makes what has been fetched durable, until ctx ends.
+func (s *Set) Run(ctx context.Context) error {
+	tick := time.NewTicker(flushInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, l := range s.All() {
+			if err := l.cache.Flush(); err != nil {
+				s.log.Error("flushing cache", "layer", l.Digest, "err", err)
+			}
+		}
+	}
+}
+
+// Close unmounts and closes all layers; they stay on disk.
+func (s *Set) Close() error {
+	var err error
+	for _, l := range s.All() {
+		err = errors.Join(err, l.unmount(s.exporter), l.close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.layers)
+	return err
+}

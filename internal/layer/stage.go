@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/cache"
+	"github.com/holdfast/holdfast/internal/erofs"
+	"github.com/holdfast/holdfast/internal/index"
+)
+
+// Stage is a layer on its way into a [Set]. It must be ended with Commit or Abort.
+type Stage struct {
+	set  *Set
+	dir  string
+	data *os.File
+}
+
+// Stage begins to add a layer. Two stages of one layer may exist; the first one
+// to be committed wins.
+func (s *Set) Stage(d digest.Digest) (*Stage, error) {
+	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+		return nil, fmt.Errorf("staging layer %q: only sha256 digests are supported", d)
+	}
+	dir, err := os.MkdirTemp(s.root, stagingPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("staging layer %s: %w", d, err)
+	}
+	st := &Stage{set: s, dir: dir}
+	if st.data, err = os.OpenFile(filepath.Join(dir, cache.DataName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, fmt.Errorf("staging layer %s: %w", d, errors.Join(err, st.Abort()))
+	}
+	return st, nil
+}
+
+// WriteAt writes data of the layer's device that has come with its index.
+func (st *Stage) WriteAt(p []byte, off int64) (int, error) { return st.data.WriteAt(p, off) }
+
+// Abort throws the stage away. After Commit it does nothing.
+func (st *Stage) Abort() error {
+	if st.dir == "" {
+		return nil
+	}
+	var err error
+	if st.data != nil {
+		err = st.data.Close()
+	}
+	err = errors.Join(err, os.RemoveAll(st.dir))
+	st.dir = ""
+	return err
+}
+
+// Commit adds the layer to the set and mounts it. complete means that all of the
+// data has been written with WriteAt and verified.
+func (st *Stage) Commit(ctx context.Context, m Meta, idx *index.Index, complete bool) (*Layer, error) {
+	defer st.Abort() //nolint:errcheck // what is left of a failed stage goes at the next start
+	m.Created, m.Kind, m.Landmark = time.Now().UTC().Truncate(time.Second), idx.Kind, idx.Landmark
+	if err := st.write(m, idx, complete); err != nil {
+		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
+	}
+	dir := filepath.Join(st.set.root, m.Digest.Encoded())
+	if err := os.Rename(st.dir, dir); err != nil {
+		if l, ok := st.set.Get(m.Digest); ok {
+			return l, nil // another stage was first
+		}
+		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
+	}
+	if err := atomicfile.SyncDir(st.set.root); err != nil {
+		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
+	}
+	l, err := st.set.openAndMount(ctx, m.Digest)
+	if err != nil {
+		// Nothing refers to it yet.
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return l, nil
+}
+
+func (st *Stage) write(m Meta, idx *index.Index, complete bool) error {
+	if err := st.data.Truncate(idx.DeviceSize); err != nil {
+		return err
+	}
+	if complete {
+		c, err := cache.Open(st.dir, idx.DeviceSize, len(idx.Chunks))
+		if err != nil {
+			return err
+		}
+		for i := range idx.Chunks {
+			c.Add(i)
+		}
+		if err := c.Close(); err != nil {
+			return err
+		}
+	}
+	image := func(f *os.File) error { return erofs.Write(f, idx) }
+	if err := atomicfile.Create(filepath.Join(st.dir, imageName), 0o600, image); err != nil {
+		return err
+	}
+	table := func(f *os.File) error { return index.WriteTable(f, idx) }
+	if err := atomicfile.Create(filepath.Join(st.dir, tableName), 0o600, table); err != nil {
+		return err
+	}
+	return atomicfile.WriteJSON(filepath.Join(st.dir, metaName), m, 0o600)
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prepare
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/atomicfile"
+)
+
+// Image is an image that has been prepared.
+type Image struct {
+	References []string      `json:"references"` // names it was prepared under, newest last
+	Digest     digest.Digest `json:"digest"`     // of the platform's manifest
+	Layers     []LayerResult `json:"layers"`
+	Prepared   time.Time     `json:"prepared"`
+}
+
+// chain returns the ids of the image's records, base first.
+func (i Image) chain() []string {
+	var ids []string
+	for _, l := range i.Layers {
+		if l.ChainID != "" {
+			ids = append(ids, l.ChainID)
+		}
+	}
+	return ids
+}
+
+const maxImageFile = 16 << 20 // bytes of an image's file that are read
+
+// images keeps one file an image: <dir>/<hex of the manifest digest>.json.
+type images struct{ dir string }
+
+func openImages(dir string) (*images, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("creating image directory: %w", err)
+	}
+	return &images{dir}, nil
+}
+
+func (s *images) name(d digest.Digest) string { return filepath.Join(s.dir, d.Encoded()+".json") }
+
+// all returns the images, oldest first. A file that cannot be read is an error:
+// its layers would look unused.
+func (s *images) all() ([]Image, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading prepared images: %w", err)
+	}
+	var all []Image
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".json" || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		var i Image
+		if err := atomicfile.ReadJSON(filepath.Join(s.dir, e.Name()), maxImageFile, &i); err != nil {
+			return nil, fmt.Errorf("reading prepared images: %w", err)
+		}
+		all = append(all, i)
+	}
+	slices.SortStableFunc(all, func(a, b Image) int { return a.Prepared.Compare(b.Prepared) })
+	return all, nil
+}
+
+// add records a prepared image. A name that moves to it leaves other images.
+func (s *images) add(res *Result) error {
+	all, err := s.all()
+	if err != nil {
+		return err
+	}
+	img := Image{Digest: res.Digest}
+	for _, other := range all {
+		if other.Digest == res.Digest {
+			img.References = other.References
+			continue
+		}
+		if i := slices.Index(other.References, res.Reference); i >= 0 {
+			other.References = slices.Delete(other.References, i, i+1)
+			if err := s.write(other); err != nil {
+				return err
+			}
+		}
+	}
+	if !slices.Contains(img.References, res.Reference) {
+		img.References = append(img.References, res.Reference)
+	}
+	img.Layers, img.Prepared = res.Layers, time.Now().UTC().Truncate(time.Second)
+	return s.write(img)
+}
+
+func (s *images) write(i Image) error {
+	return atomicfile.WriteJSON(s.name(i.Digest), i, 0o600)
+}
+
+func (s *images) remove(d digest.Digest) error {
+	if err := os.Remove(s.name(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing prepared image: %w", err)
+	}
+	return nil
+}

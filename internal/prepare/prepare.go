@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package prepare makes an image's layers available before they are downloaded.
+//
+// One pull, in this package: [Preparer.Prepare] resolves the reference to a
+// manifest by digest (resolve.go), decides what can be lazy (plan.go), gets an
+// index for each such layer and mounts it (layers.go), and publishes the chain
+// of records from which the runtime takes the layers (publish.go). Whatever
+// cannot be served ends the chain: the runtime pulls it as it always did.
+package prepare
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/layer"
+	"github.com/holdfast/holdfast/internal/refpattern"
+	"github.com/holdfast/holdfast/internal/shared"
+)
+
+// Policy says what is prepared and how.
+type Policy struct {
+	// Trusted registries are believed to serve bytes that match their digests:
+	// their layers are published before they have been verified whole.
+	Trusted refpattern.List
+	// Exclude names images that are left to the runtime.
+	Exclude refpattern.List
+	// TopLayerLimit is the size in compressed bytes up to which an image's top
+	// layer is left to the runtime: image volumes need it in the main store.
+	TopLayerLimit int64
+	// StallTimeout ends a preparation that has made no progress for so long.
+	StallTimeout time.Duration
+	// RuntimeRoots are the main stores of the runtimes.
+	RuntimeRoots []string
+}
+
+// Config is what a Preparer works with.
+type Config struct {
+	Policy   Policy
+	Registry *registry.Client
+	Layers   *layer.Set
+	Store    *imagestore.Store
+	// Images is the directory that keeps what has been prepared.
+	Images string
+	Logger *slog.Logger
+}
+
+// Preparer prepares images. Its methods may be called concurrently.
+type Preparer struct {
+	policy   Policy
+	registry *registry.Client
+	layers   *layer.Set
+	store    *imagestore.Store
+	images   *images
+	log      *slog.Logger
+
+	ctx        context.Context // of what goes on behind prepared images
+	background errgroup.Group
+	images1    shared.Calls[*Result]
+	layers1    shared.Calls[*layer.Layer]
+	publishing chan struct{} // holds one token: publish and remove take turns
+}
+
+// New returns a Preparer. What it does in the background ends with ctx; see
+// [Preparer.Wait].
+func New(ctx context.Context, c Config) (*Preparer, error) {
+	images, err := openImages(c.Images)
+	if err != nil {
+		return nil, err
+	}
+	p := &Preparer{
+		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store,
+		images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
+	}
+	return p, nil
+}
+
+// Wait returns when all work in the background has ended.
+func (p *Preparer) Wait() { _ = p.background.Wait() }
+
+// Action says what becomes of a layer.
+type Action string
+
+// The actions.
+const (
+	// Lazy: the layer is mounted, its content comes when it is read.
+	Lazy Action = "lazy"
+	// Fetched: the layer is mounted, all of it has been fetched and verified.
+	Fetched Action = "fetched"
+	// Left: the layer is left to the runtime.
+	Left Action = "left to the runtime"
+)
+
+// LayerResult is what became of one layer.
+type LayerResult struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"` // compressed bytes
+	DiffID digest.Digest `json:"diffID"`
+	// ChainID is the id of the layer's record in the image store, "" if left.
+	ChainID string `json:"chainID,omitempty"`
+	Action  Action `json:"action"`
+	// Reason says why the action is not lazy, or what the index came from.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Result is what became of an image.
+type Result struct {
+	Reference string        `json:"reference"`
+	Digest    digest.Digest `json:"digest"` // of the platform's manifest
+	Layers    []LayerResult `json:"layers"`
+	// Reason says why all of the image is left to the runtime, if it is.
+	Reason   string        `json:"reason,omitempty"`
+	Duration time.Duration `json:"duration"` // nanoseconds
+}
+
+// Lazy counts the layers that the runtime need not download.
+func (r *Result) Lazy() int {
+	n := 0
+	for _, l := range r.Layers {
+		if l.Action != Left {
+			n++
+		}
+	}
+	return n
+}
+
+// Event reports progress with one layer.
+type Event struct {
+	Layer digest.Digest `json:"layer"`
+	// Done of Total bytes have been fetched. Total is 0 if not known.
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+}
+
+// Request asks for an image to be prepared.
+type Request struct {
+	Reference reference.Named // with tag or digest
+	// Credentials for the reference's own registry; nil if none were given.
+	Credentials *registry.Credentials
+	// Progress is called, one call at a time, while layers are fetched; may be nil.
+	// Who joins a preparation that is under way gets no events.
+	Progress func(Event)
+}
+
+// Prepare prepares an image and returns when its layers are published. Callers
+// that ask for the same image at the same time, with the same credentials,
+// share the work. An error leaves nothing published that was not before.
+func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
+	start := time.Now()
+	ref := reference.TagNameOnly(req.Reference)
+	if p.policy.Exclude.Match(ref) {
+		return &Result{Reference: ref.String(), Reason: "excluded by the configuration"}, nil
+	}
+	key := fmt.Sprintf("%s %v", ref, credentialsKey(req.Credentials))
+	res, err := p.images1.Do(ctx, key, func(ctx context.Context) (*Result, error) {
+		w := newWatchdog(ctx, p.policy.StallTimeout)
+		defer w.stop()
+		return p.prepare(w.ctx, ref, req, w)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preparing %s: %w", ref, err)
+	}
+	done := *res
+	done.Duration = time.Since(start)
+	return &done, nil
+}
+
+func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request, w *watchdog) (*Result, error) {
+	img, err := p.resolve(ctx, ref, req.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	w.progress()
+	res := &Result{Reference: ref.String(), Digest: img.digest}
+	plans := p.plan(img)
+	p.log.Debug("resolved image", "image", ref.String(), "digest", img.digest.String(), "layers", len(plans))
+	if img.config.noCommand() {
+		res.Reason = "the image has no entrypoint and no command, it is probably mounted as a volume"
+		leaveAll(plans, res.Reason)
+	}
+	p.prepareLayers(ctx, img, plans, w.watch(req.Progress))
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	cutChain(plans)
+	for _, l := range plans {
+		res.Layers = append(res.Layers, l.LayerResult)
+	}
+	if res.Lazy() == 0 {
+		return res, nil
+	}
+	if err := p.publish(ctx, img, res); err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+// cutChain leaves all layers above one that is left: a record needs its parent's.
+func cutChain(plans []*plan) {
+	cut := false
+	for _, l := range plans {
+		switch {
+		case l.Action == Left:
+			cut = true
+		case cut:
+			l.leave("a layer below is left to the runtime")
+		}
+	}
+}
+
+// credentialsKey tells callers with different credentials apart, without
+// keeping the credentials.
+func credentialsKey(c *registry.Credentials) digest.Digest {
+	if c == nil {
+		return ""
+	}
+	return digest.FromString(c.Username + "\x00" + c.Password + "\x00" + c.IdentityToken)
+}
