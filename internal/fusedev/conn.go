@@ -3,13 +3,16 @@
 package fusedev
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,7 +65,11 @@ func Mount(dir string) (*Conn, error) {
 	// Only now: a descriptor without a mount polls as an error, which the
 	// runtime's poller would remember.
 	c := &Conn{file: os.NewFile(uintptr(fd), "/dev/fuse"), fd: fd, dir: dir}
-	if err := c.handshake(); err != nil {
+	err = c.handshake()
+	if err == nil {
+		err = c.teach()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("negotiating with the kernel for %s: %w", dir, err), c.Unmount(), c.Close())
 	}
 	return c, nil
@@ -209,3 +216,58 @@ func (c *Conn) handshake() error {
 	c.resend.Store(flags&flagHasResend != 0)
 	return c.reply(finish(appendInit(appendHeader(nil, r.unique, 0), in, flags)))
 }
+
+// teach has the kernel ask once for POLL and FLUSH, and thereby learn that they
+// do not exist, which it remembers for as long as the mount lives. A process
+// that serves the mount could otherwise not use its files: os.Open adds them to
+// the runtime's epoll set, which asks for POLL while it blocks the poller, and
+// the child of a fork closes them, which asks for FLUSH while the runtime may
+// have stopped the goroutines that would answer.
+func (c *Conn) teach() error {
+	probe := digest.FromString("")
+	s := New(c, slog.New(slog.DiscardHandler))
+	if err := s.Add(probe, empty{}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	defer cancel()
+	var probeErr error
+	done := make(chan struct{})
+	go func() {
+		defer cancel() // after done, which then tells a success from a timeout
+		defer close(done)
+		probeErr = pollOnce(s.Path(probe))
+	}()
+	if err := s.Run(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		s.Remove(probe)
+		return probeErr
+	default: // it ends when the caller closes the connection
+		return fmt.Errorf("opening a file: %w", context.DeadlineExceeded)
+	}
+}
+
+// pollOnce opens, polls and closes a file without the runtime's poller.
+func pollOnce(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", path, err)
+	}
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
+		return errors.Join(fmt.Errorf("polling %s: %w", path, err), unix.Close(fd))
+	}
+	if err := unix.Close(fd); err != nil {
+		return fmt.Errorf("closing %s: %w", path, err)
+	}
+	return nil
+}
+
+// empty is a device without data.
+type empty struct{}
+
+func (empty) Size() int64                            { return 0 }
+func (empty) Wait(context.Context, int64, int) error { return nil }
+func (empty) ReadAt([]byte, int64) (int, error)      { return 0, nil }

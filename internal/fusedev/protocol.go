@@ -45,7 +45,6 @@ const (
 	flagHasResend     = 1 << 39
 
 	openDirectIO = 1 << 0
-	openNoFlush  = 1 << 5 // Linux 5.16; older ones learn from ENOSYS
 
 	notifyInvalInode = 2
 	notifyResend     = 7

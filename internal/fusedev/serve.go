@@ -67,11 +67,8 @@ func (s *Server) answer(b []byte, c *call) ([]byte, error) {
 			return nil, err
 		}
 		defer n.users.Done()
-		// Direct: the mount on top has the page cache; a second one would only
-		// cost. No flush: it would make a fork of this process deadlock if it has
-		// such a file open, as the child closes it before exec, and the Go
-		// runtime may have stopped the goroutine that would answer.
-		return appendOpenOut(b, openDirectIO|openNoFlush), nil
+		// The mount on top has the page cache; a second one would only cost.
+		return appendOpenOut(b, openDirectIO), nil
 	case opOpendir:
 		return appendOpenOut(b, 0), nil
 	case opReaddir:

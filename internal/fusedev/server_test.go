@@ -5,6 +5,7 @@ package fusedev
 import (
 	"bytes"
 	"context"
+	_ "crypto/sha512" // for digests of that kind
 	"errors"
 	"fmt"
 	"io/fs"

@@ -5,6 +5,8 @@ package mount
 import (
 	"context"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // await runs f and returns its result, or the context's error if that comes
@@ -40,3 +42,14 @@ func await[T any](ctx context.Context, f func() (T, error), discard func(T)) (T,
 
 // closeFile closes a file whose closing cannot lose anything.
 func closeFile(f *os.File) { _ = f.Close() }
+
+// openUnpolled opens a file for reading without the runtime's poller. A file of
+// a FUSE server in this very process must not be added to that: the kernel may
+// ask the server if it can be polled while the runtime waits for the answer.
+func openUnpolled(name string) (*os.File, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

@@ -19,7 +19,7 @@ const loopAttempts = 100
 // once neither the returned file nor a mount holds it: the kernel does that, so
 // it holds for a process that is killed as well.
 func newLoop(backing string, flags uint32) (*os.File, error) {
-	file, err := os.Open(backing)
+	file, err := openUnpolled(backing)
 	if err != nil {
 		return nil, err
 	}

@@ -177,7 +177,7 @@ func (t *trial) compare(ctx context.Context, dir string) error {
 // readBlock reads the first block of a file that user space may serve.
 func readBlock(ctx context.Context, name string) ([]byte, error) {
 	return await(ctx, func() ([]byte, error) {
-		f, err := os.Open(name)
+		f, err := openUnpolled(name)
 		if err != nil {
 			return nil, err
 		}

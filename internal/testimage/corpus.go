@@ -106,8 +106,11 @@ func Tar(files ...File) []byte {
 func Bytes(n int, seed uint64) []byte {
 	r := rand.New(rand.NewPCG(seed, uint64(n))) //nolint:gosec // no secret
 	p := make([]byte, n)
-	for i := range p {
-		p[i] = "etaoinshrdlucmfw"[r.Uint32()&15]
+	for i := 0; i < n; {
+		for v := r.Uint64(); v != 0 && i < n; v >>= 4 {
+			p[i] = "etaoinshrdlucmfw"[v&15]
+			i++
+		}
 	}
 	return p
 }
@@ -318,7 +321,7 @@ func rawNames() []byte {
 func sizes() []byte {
 	const block, chunk = 4096, 4 << 20
 	var files []File
-	for i, n := range []int{0, 1, 511, 512, 513, block - 1, block, block + 1, 2 * block, chunk - 1, chunk, chunk + 1, 2*chunk + 1} {
+	for i, n := range []int{0, 1, 511, 512, 513, block - 1, block, block + 1, 2 * block, chunk - 1, chunk, chunk + 1} {
 		files = append(files, File{Header: tar.Header{Name: fmt.Sprintf("size-%d", n)}, Content: Bytes(n, uint64(i))}) //nolint:gosec // small
 	}
 	return Tar(files...)

@@ -30,9 +30,6 @@ import (
 	"github.com/holdfast/holdfast/internal/index/toc"
 )
 
-// DigestAnnotation is the annotation of a layer that holds the digest of its TOC.
-const DigestAnnotation = "containerd.io/snapshot/stargz/toc.digest"
-
 // tocName is the tar entry that the TOC is the content of.
 const tocName = "stargz.index.json"
 
@@ -52,13 +49,13 @@ func Open(ctx context.Context, src blob.Source, desc blob.Descriptor, annotation
 }
 
 func open(ctx context.Context, src blob.Source, desc blob.Descriptor, annotations map[string]string) (*index.Index, error) {
-	text, ok := annotations[DigestAnnotation]
+	text, ok := annotations[index.AnnotationEStargz]
 	if !ok {
-		return nil, fmt.Errorf("no annotation %s: %w", DigestAnnotation, index.ErrNoIndex)
+		return nil, fmt.Errorf("no annotation %s: %w", index.AnnotationEStargz, index.ErrNoIndex)
 	}
 	want, err := toc.Sum(text)
 	if err != nil {
-		return nil, fmt.Errorf("annotation %s: %w", DigestAnnotation, err)
+		return nil, fmt.Errorf("annotation %s: %w", index.AnnotationEStargz, err)
 	}
 	l := layer{src: src, desc: desc}
 	if err := l.readTail(ctx); err != nil {

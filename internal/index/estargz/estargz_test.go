@@ -88,7 +88,7 @@ func TestOpenWithoutLandmark(t *testing.T) {
 					}
 					src := &indextest.Source{Blob: buf.Bytes()}
 					desc := blob.Descriptor{Digest: digest.FromBytes(src.Blob), Size: int64(len(src.Blob))}
-					idx, err := Open(t.Context(), src, desc, map[string]string{DigestAnnotation: toc.String()})
+					idx, err := Open(t.Context(), src, desc, map[string]string{index.AnnotationEStargz: toc.String()})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -160,10 +160,10 @@ func TestOpenErrors(t *testing.T) {
 		change func(blob []byte, annotations map[string]string) []byte
 		want   error
 	}{
-		{"no annotation", func(b []byte, a map[string]string) []byte { delete(a, DigestAnnotation); return b }, index.ErrNoIndex},
-		{"odd annotation", func(b []byte, a map[string]string) []byte { a[DigestAnnotation] = "md5:1"; return b }, index.ErrInvalid},
+		{"no annotation", func(b []byte, a map[string]string) []byte { delete(a, index.AnnotationEStargz); return b }, index.ErrNoIndex},
+		{"odd annotation", func(b []byte, a map[string]string) []byte { a[index.AnnotationEStargz] = "md5:1"; return b }, index.ErrInvalid},
 		{"other digest", func(b []byte, a map[string]string) []byte {
-			a[DigestAnnotation] = "sha256:" + strings.Repeat("0", 64)
+			a[index.AnnotationEStargz] = "sha256:" + strings.Repeat("0", 64)
 			return b
 		}, blob.ErrCorrupt},
 		{"damaged TOC", flip((tocAt + tocEnd) / 2), blob.ErrCorrupt},
@@ -266,7 +266,7 @@ func FuzzTOC(f *testing.F) {
 			return
 		}
 		plain, _ := io.ReadAll(io.LimitReader(m, 1<<20)) //nolint:errcheck // any bytes will do
-		annotations := map[string]string{DigestAnnotation: digest.FromBytes(plain[min(512, len(plain)):]).String()}
+		annotations := map[string]string{index.AnnotationEStargz: digest.FromBytes(plain[min(512, len(plain)):]).String()}
 		idx, err := Open(t.Context(), &indextest.Source{Blob: p}, blob.Descriptor{Size: int64(len(p))}, annotations)
 		if err == nil && len(idx.Inodes) == 0 {
 			t.Error("no root")

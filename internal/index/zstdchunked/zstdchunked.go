@@ -26,16 +26,17 @@ import (
 	"github.com/holdfast/holdfast/internal/index/toc"
 )
 
-// The annotations of a layer, by dialect.
+// The annotations of a layer that tell where its TOC is, by dialect.
 const (
-	ChecksumAnnotation              = "io.github.containers.zstd-chunked.manifest-checksum"
-	PositionAnnotation              = "io.github.containers.zstd-chunked.manifest-position"
-	StargzChecksumAnnotation        = "io.containers.zstd-chunked.manifest-checksum"
-	StargzPositionAnnotation        = "io.containers.zstd-chunked.manifest-position"
-	skippableHeader                 = 8        // magic and length
-	maxCompressed                   = 64 << 20 // TOC, held in memory until its digest matched
-	maxWindow                       = 32 << 20 // of the zstd decoder
-	typeCRFS                 uint64 = 1        // the only type of TOC there is
+	PositionAnnotation       = "io.github.containers.zstd-chunked.manifest-position"
+	StargzPositionAnnotation = "io.containers.zstd-chunked.manifest-position"
+)
+
+const (
+	skippableHeader = 8        // magic and length
+	maxCompressed   = 64 << 20 // TOC, held in memory until its digest matched
+	maxWindow       = 32 << 20 // of the zstd decoder
+	typeCRFS        = 1        // the only type of TOC there is
 )
 
 // Open reads the index of the layer desc, whose descriptor in the manifest has
@@ -101,8 +102,8 @@ func (p position) check(blobSize int64) error {
 // containers/storage comes first, as no layer has reason to carry both.
 func parseAnnotations(annotations map[string]string) (position, [sha256.Size]byte, error) {
 	for _, keys := range [][2]string{
-		{ChecksumAnnotation, PositionAnnotation},
-		{StargzChecksumAnnotation, StargzPositionAnnotation},
+		{index.AnnotationZstdChunked, PositionAnnotation},
+		{index.AnnotationZstdChunkedStargz, StargzPositionAnnotation},
 	} {
 		checksum, ok := annotations[keys[0]]
 		if !ok {
@@ -118,7 +119,7 @@ func parseAnnotations(annotations map[string]string) (position, [sha256.Size]byt
 		}
 		return pos, sum, nil
 	}
-	return position{}, [sha256.Size]byte{}, fmt.Errorf("no annotation %s: %w", ChecksumAnnotation, index.ErrNoIndex)
+	return position{}, [sha256.Size]byte{}, fmt.Errorf("no annotation %s: %w", index.AnnotationZstdChunked, index.ErrNoIndex)
 }
 
 // parsePosition reads "offset:compressed length:length:type".

@@ -89,8 +89,8 @@ func built(t testing.TB, text string) ([]byte, map[string]string) {
 	compressed := z.EncodeAll([]byte(text), nil)
 	p := append(make([]byte, 1000+skippableHeader), compressed...)
 	return p, map[string]string{
-		ChecksumAnnotation: digest.FromBytes(compressed).String(),
-		PositionAnnotation: fmt.Sprintf("%d:%d:%d:1", 1000+skippableHeader, len(compressed), len(text)),
+		index.AnnotationZstdChunked: digest.FromBytes(compressed).String(),
+		PositionAnnotation:          fmt.Sprintf("%d:%d:%d:1", 1000+skippableHeader, len(compressed), len(text)),
 	}
 }
 
@@ -113,8 +113,10 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		{"no annotation", func(_ []byte, a map[string]string) { clear(a) }, index.ErrNoIndex},
 		{"no position", func(_ []byte, a map[string]string) { delete(a, PositionAnnotation) }, index.ErrInvalid},
-		{"odd checksum", func(_ []byte, a map[string]string) { a[ChecksumAnnotation] = "sha512:00" }, index.ErrInvalid},
-		{"other checksum", func(_ []byte, a map[string]string) { a[ChecksumAnnotation] = "sha256:" + strings.Repeat("0", 64) }, blob.ErrCorrupt},
+		{"odd checksum", func(_ []byte, a map[string]string) { a[index.AnnotationZstdChunked] = "sha512:00" }, index.ErrInvalid},
+		{"other checksum", func(_ []byte, a map[string]string) {
+			a[index.AnnotationZstdChunked] = "sha256:" + strings.Repeat("0", 64)
+		}, blob.ErrCorrupt},
 		{"damaged", func(p []byte, _ map[string]string) { p[len(p)-1] ^= 1 }, blob.ErrCorrupt},
 		{"too few fields", position("1008:1:1"), index.ErrInvalid},
 		{"not numbers", position("1008:a:1:1"), index.ErrInvalid},

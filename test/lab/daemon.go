@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/holdfast/holdfast/internal/control"
+)
+
+// Daemon is a Holdfast daemon in directories of its own.
+type Daemon struct {
+	Binary string // the holdfast program
+	dir    string
+	cmd    *exec.Cmd
+	exited chan error
+}
+
+// NewDaemon returns a daemon in dir that has not been started. settings is TOML
+// to add to its configuration.
+func NewDaemon(binary, dir, settings string) (*Daemon, error) {
+	d := &Daemon{Binary: binary, dir: dir}
+	// Top-level keys come before tables: settings may hold only keys.
+	content := fmt.Sprintf("root = %q\nrunroot = %q\n%s", filepath.Join(dir, "lib"), filepath.Join(dir, "run"), settings)
+	if err := writeFile(d.Config(), content); err != nil {
+		return nil, err
+	}
+	// Runtimes need the store to exist before the daemon has ever run.
+	return d, os.Symlink(binary, d.Hook())
+}
+
+// Config is the daemon's configuration file.
+func (d *Daemon) Config() string { return filepath.Join(d.dir, "config.toml") }
+
+// Hook is the pull hook.
+func (d *Daemon) Hook() string { return filepath.Join(d.dir, "holdfast-pull-hook") }
+
+// Store is the daemon's image store.
+func (d *Daemon) Store() string { return filepath.Join(d.dir, "lib", "store") }
+
+// RunRoot is where the daemon's mounts are.
+func (d *Daemon) RunRoot() string { return filepath.Join(d.dir, "run") }
+
+// LogFile is what the daemon has printed.
+func (d *Daemon) LogFile() string { return filepath.Join(d.dir, "daemon.log") }
+
+// Client talks to the daemon.
+func (d *Daemon) Client() *control.Client {
+	return control.NewClient(filepath.Join(d.dir, "run", "holdfast.sock"))
+}
+
+// Start starts the daemon and waits until it answers.
+func (d *Daemon) Start(ctx context.Context) error {
+	log, err := logTo(d.LogFile())
+	if err != nil {
+		return err
+	}
+	defer log.Close() //nolint:errcheck // the daemon has its own descriptor
+	cmd := exec.Command(d.Binary, "serve", "--config", d.Config())
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting daemon: %w", err)
+	}
+	d.cmd, d.exited = cmd, make(chan error, 1)
+	go func() { d.exited <- cmd.Wait() }()
+	for {
+		if _, err := d.Client().Info(ctx); err == nil {
+			return nil
+		}
+		select {
+		case err := <-d.exited:
+			d.cmd = nil
+			return fmt.Errorf("daemon ended at its start (%w): %s", err, d.logTail())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (d *Daemon) logTail() string {
+	data, err := os.ReadFile(d.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	return tail(string(data))
+}
+
+// Stop ends the daemon as systemd would, and waits for it. It does nothing if
+// the daemon does not run.
+func (d *Daemon) Stop() error {
+	if d.cmd == nil {
+		return nil
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stopping daemon: %w", err)
+	}
+	select {
+	case err := <-d.exited:
+		d.cmd = nil
+		if err != nil {
+			return fmt.Errorf("daemon ended: %w: %s", err, d.logTail())
+		}
+		return nil
+	case <-time.After(30 * time.Second):
+		err := d.cmd.Process.Kill()
+		<-d.exited
+		d.cmd = nil
+		return errors.Join(errors.New("daemon did not end within 30 seconds"), err)
+	}
+}
+
+// Kill ends the daemon at once.
+func (d *Daemon) Kill() error {
+	if d.cmd == nil {
+		return nil
+	}
+	err := d.cmd.Process.Kill()
+	<-d.exited
+	d.cmd = nil
+	return err
+}
+
+// Close stops the daemon and removes everything it keeps.
+func (d *Daemon) Close() error { return errors.Join(d.Stop(), RemoveAll(d.dir)) }
+
+// CLI runs a holdfast command against this daemon, and decodes its JSON into v
+// if v is not nil.
+func (d *Daemon) CLI(ctx context.Context, v any, args ...string) (string, error) {
+	if v != nil {
+		args = append(args, "--json")
+	}
+	out, err := run(ctx, nil, d.Binary, append(args, "--config", d.Config())...)
+	if err == nil && v != nil {
+		if err := json.Unmarshal([]byte(out), v); err != nil {
+			return out, fmt.Errorf("holdfast %s: %w in %q", strings.Join(args, " "), err, out)
+		}
+	}
+	return out, err
+}
+
+// RSS is the daemon's resident memory in bytes, now and at its peak.
+func (d *Daemon) RSS() (now, peak int64, err error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the daemon's memory: %w", err)
+	}
+	field := func(name string) int64 {
+		for line := range strings.Lines(string(data)) {
+			if rest, ok := strings.CutPrefix(line, name+":"); ok {
+				kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64) // the kernel's own number
+				return kb << 10
+			}
+		}
+		return 0
+	}
+	return field("VmRSS"), field("VmHWM"), nil
+}
