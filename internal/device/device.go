@@ -52,6 +52,7 @@ type Device struct {
 	touched []uint64        // chunks a reader asked for, one bit each
 	streams [8]stream       // recent sequential readers
 	oldest  int             // next of streams to replace
+	misses  misses
 	lastErr error
 }
 

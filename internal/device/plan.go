@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast/holdfast/internal/index"
 )
@@ -16,16 +17,22 @@ import (
 // the blob.
 const (
 	// A reader that goes on where it stopped gets what follows, up to this many
-	// bytes of the device, and to a quarter of what it has read in a row.
+	// bytes of the device, and to as much as it has read in a row.
 	maxReadAhead = 8 << 20
-	// A miss takes along small files that follow.
-	maxNeighbour = 256 << 10 // largest compressed chunk taken along
-	maxExtra     = 512 << 10 // compressed bytes taken along by one request
+	// A miss takes along its neighbours, on both sides. How much, in compressed
+	// bytes, grows with every earlier miss close by: programs load directories in
+	// parts.
+	minExtra     = 64 << 10
+	maxExtra     = 1 << 20
+	extraGrowth  = 4
+	closeBy      = 1 << 20 // of the blob
+	maxNeighbour = 256 << 10 // largest chunk taken along ...
+	maxRest      = 1 << 20   // ... and if it is the rest of the same file
 	// Bytes fetched and not (yet) read may be this share of the bytes read ...
 	extraNumerator, extraDenominator = 1, 4
-	// ... and this much more, about what a line carries in a round trip, so that
-	// the first misses take something along too.
-	extraAllowance = 1 << 20
+	// ... and this much more, what a fast line carries in two or three round
+	// trips, so that the first misses take something along too.
+	extraAllowance = 6 << 20
 	// Chunks this close in the blob share a request.
 	maxGap = 16 << 10
 	// The compressed bytes of one request; what is beyond goes to another, so
@@ -84,20 +91,16 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 			break
 		}
 		d.touch(end, c)
-		if d.cache.Has(end) {
-			continue
-		}
 		if f := d.flights[end]; f != nil {
 			wait = append(wait, f)
-			continue
+		} else if !d.cache.Has(end) {
+			missing = append(missing, end)
 		}
-		missing = append(missing, end)
 	}
 	for _, run := range d.runs(missing) {
-		n := len(run)
-		run = d.withNeighbours(run)
-		f := d.start(run, ReadAhead)
-		wait = append(wait, f.flights[:n]...)
+		before, behind := d.neighbours(run)
+		f := d.start(slices.Concat(before, run, behind), ReadAhead)
+		wait = append(wait, f.flights[len(before):len(before)+len(run)]...)
 	}
 	d.readAhead(off, n)
 	for _, f := range wait {
@@ -155,22 +158,68 @@ func follows(prev, c index.Chunk, end int64) bool {
 	return c.BlobOffset >= end && c.BlobOffset-end <= maxGap
 }
 
-// withNeighbours extends a run by small chunks behind it, within the budget.
-func (d *Device) withNeighbours(run []int) []int {
-	prev := d.table.At(run[len(run)-1])
-	end := prev.BlobOffset + prev.BlobSize
-	budget := min(d.budget()-(end-d.table.At(run[0]).BlobOffset), maxExtra)
+// neighbours returns chunks before and behind a run that its request takes
+// along, each ascending, within the budget.
+func (d *Device) neighbours(run []int) (before, behind []int) {
+	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
+	start, end := first.BlobOffset, last.BlobOffset+last.BlobSize
+	window := d.misses.window(start)
+	budget := d.budget() - (end - start)
+	left := min(budget, window)
+	prev := last
 	for i := run[len(run)-1] + 1; i < d.table.Len(); i++ {
 		c := d.table.At(i)
 		cost := c.BlobOffset + c.BlobSize - end
-		if c.BlobSize > maxNeighbour || cost > budget || !follows(prev, c, end) || d.cache.Has(i) || d.flights[i] != nil {
+		rest := c.Offset == prev.End() && c.BlobSize <= maxRest && cost <= budget
+		if !d.missing(i) || !follows(prev, c, end) || !rest && (c.BlobSize > maxNeighbour || cost > left) {
 			break
 		}
-		budget -= cost
-		run = append(run, i)
+		left, budget = left-cost, budget-cost
+		behind = append(behind, i)
 		prev, end = c, c.BlobOffset+c.BlobSize
 	}
-	return run
+	left = min(budget, window)
+	next := first
+	for i := run[0] - 1; i >= 0; i-- {
+		c := d.table.At(i)
+		cost := start - c.BlobOffset
+		if !d.missing(i) || !follows(c, next, c.BlobOffset+c.BlobSize) || c.BlobSize > maxNeighbour || cost > left {
+			break
+		}
+		left -= cost
+		before = append(before, i)
+		next, start = c, c.BlobOffset
+	}
+	slices.Reverse(before)
+	return before, behind
+}
+
+// missing reports whether chunk i is neither present nor on its way.
+func (d *Device) missing(i int) bool { return !d.cache.Has(i) && d.flights[i] == nil }
+
+// misses remembers where in the blob the latest misses were.
+type misses struct {
+	at   [64]int64
+	n    int // how many of at are set
+	next int // which to replace
+}
+
+// window notes a miss and returns how much to take along on each side.
+func (m *misses) window(at int64) int64 {
+	window := int64(minExtra)
+	for _, other := range m.at[:m.n] {
+		if max(at, other)-min(at, other) < closeBy {
+			window *= extraGrowth
+		}
+		if window >= maxExtra {
+			window = maxExtra
+			break
+		}
+	}
+	m.at[m.next] = at
+	m.next = (m.next + 1) % len(m.at)
+	m.n = min(m.n+1, len(m.at))
+	return window
 }
 
 // budget is how many bytes may be fetched now, wanted or not.
@@ -182,7 +231,7 @@ func (d *Device) budget() int64 {
 // readAhead starts what a sequential reader will want next.
 func (d *Device) readAhead(off, n int64) {
 	s := d.sequential(off, n)
-	window := min(s.read/4, maxReadAhead)
+	window := min(s.read, maxReadAhead)
 	if window < index.BlockSize {
 		return
 	}
@@ -192,7 +241,7 @@ func (d *Device) readAhead(off, n int64) {
 		if c.Offset >= s.next+window {
 			break
 		}
-		if !d.cache.Has(i) && d.flights[i] == nil {
+		if d.missing(i) {
 			missing = append(missing, i)
 		}
 	}
@@ -213,7 +262,7 @@ func (d *Device) sequential(off, n int64) *stream {
 		s := &d.streams[i]
 		if s.read > 0 && off <= s.next+slack && off+n > s.next-slack {
 			if end := off + n; end > s.next {
-				s.read += end - s.next
+				s.read += min(n, end-s.next)
 				s.next = end
 			}
 			return s

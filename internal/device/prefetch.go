@@ -45,7 +45,7 @@ func (d *Device) prefetch(i int, end int64, p Priority) ([]*flight, int, error) 
 			i = d.table.Len()
 			break
 		}
-		if !d.cache.Has(i) && d.flights[i] == nil {
+		if d.missing(i) {
 			missing = append(missing, i)
 			size += c.BlobSize
 		}

@@ -18,6 +18,9 @@ import (
 	"github.com/holdfast/holdfast/internal/index"
 )
 
+// maxDrain is how much of a body is read only to keep its connection.
+const maxDrain = 64 << 10
+
 // stream requests the bytes of flights, which one run covers, and lands each
 // chunk as soon as it is verified. It returns those that did not arrive; a
 // chunk that is corrupt does not keep the ones behind it from landing.
@@ -58,6 +61,9 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 		d.stats.corrupt.Add(1)
 		failed, last = append(failed, fl), err
 	}
+	// The end of the last frame holds no chunk. Without it the connection could
+	// not be used again, which costs the next fetch a round trip or more.
+	_, _ = io.CopyN(io.Discard, body, maxDrain)
 	return failed, last
 }
 

@@ -81,10 +81,10 @@ func ContainerFlags() []string {
 	return []string{"--rm", "--network=host", "--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--pull=never"}
 }
 
-// RunUntil runs a container until it prints a line that starts with ready, and
-// returns how long that took, and what it printed after. It then waits for it
-// to end.
-func (p *Podman) RunUntil(ctx context.Context, ready string, args ...string) (time.Duration, string, error) {
+// RunUntil runs a container, calls then (unless nil) when it prints a line that
+// starts with ready, and returns how long that took and the rest of the line.
+// It waits for the container to end.
+func (p *Podman) RunUntil(ctx context.Context, ready string, then func(), args ...string) (time.Duration, string, error) {
 	start := time.Now()
 	cmd := command(ctx, p.env, "podman", append(append([]string{"run"}, ContainerFlags()...), args...)...)
 	var stderr strings.Builder
@@ -101,6 +101,9 @@ func (p *Podman) RunUntil(ctx context.Context, ready string, args ...string) (ti
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if rest, ok := strings.CutPrefix(lines.Text(), ready); ok && took == 0 {
 			took, line = time.Since(start), strings.TrimSpace(rest)
+			if then != nil {
+				then()
+			}
 		}
 	}
 	if err := cmd.Wait(); err != nil {
