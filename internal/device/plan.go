@@ -23,9 +23,10 @@ const (
 	// bytes, grows with every earlier miss close by: programs load directories in
 	// parts.
 	minExtra     = 64 << 10
-	maxExtra     = 1 << 20
+	maxExtra     = 512 << 10
 	extraGrowth  = 4
 	closeBy      = 1 << 20 // of the blob
+	budgetShare  = 4       // of what may be spent, one miss takes a quarter on each side
 	maxNeighbour = 256 << 10 // largest chunk taken along ...
 	maxRest      = 1 << 20   // ... and if it is the rest of the same file
 	// Bytes fetched and not (yet) read may be this share of the bytes read ...
@@ -165,7 +166,7 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 	start, end := first.BlobOffset, last.BlobOffset+last.BlobSize
 	window := d.misses.window(start)
 	budget := d.budget() - (end - start)
-	left := min(budget, window)
+	left := min(budget/budgetShare, window)
 	prev := last
 	for i := run[len(run)-1] + 1; i < d.table.Len(); i++ {
 		c := d.table.At(i)
@@ -178,7 +179,7 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 		behind = append(behind, i)
 		prev, end = c, c.BlobOffset+c.BlobSize
 	}
-	left = min(budget, window)
+	left = min(budget/budgetShare, window)
 	next := first
 	for i := run[0] - 1; i >= 0; i-- {
 		c := d.table.At(i)

@@ -18,7 +18,7 @@ type fileDevice struct {
 	size int64
 }
 
-func (d fileDevice) Size() int64                           { return d.size }
+func (d fileDevice) Size() int64                          { return d.size }
 func (fileDevice) Wait(context.Context, int64, int) error { return nil }
 
 // BenchmarkRead reads a file in the page cache, sequentially and in one go.

@@ -158,7 +158,7 @@ func (c *Conn) read(p []byte) (int, error) {
 	for {
 		n, err := c.file.Read(p)
 		var errno unix.Errno
-		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
 			return n, err
 		}
 		if !errors.As(err, &errno) {

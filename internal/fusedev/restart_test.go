@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,6 +179,42 @@ func TestHandOver(t *testing.T) {
 		if err := receive(t, errs); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestStopWithoutResend: where nobody could answer later, readers get an error
+// rather than wait for ever, and those that can be answered in time are.
+func TestStopWithoutResend(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		drain time.Duration
+		want  error
+	}{
+		{"too slow", 0, unix.EIO},
+		{"in time", time.Hour, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			calls, released := make(chan struct{}, 1), make(chan struct{})
+			d := &fakeDevice{data: randomBytes(4096, 1), wait: blocked(calls, released, nil)}
+			s, stop := serve(t, d)
+			s.conn.resend.Store(false)
+			s.drain = c.drain
+			errs := make(chan error, 1)
+			go func() {
+				_, err := readRange(s.Path(digestOf(d.data)), 0, 4096)
+				errs <- err
+			}()
+			receive(t, calls)
+			if c.want == nil {
+				close(released)
+			}
+			stop()
+			if err := receive(t, errs); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
 	}
 }
 

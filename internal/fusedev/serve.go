@@ -126,7 +126,7 @@ func (s *Server) serveRead(c *call) {
 	}
 	if c.ctx.Err() == nil && !n.failing.Swap(true) {
 		s.log.Warn("reading a device failed", "device", n.name,
-			"offset", c.offset, "bytes", length, "error", err)
+			"offset", c.offset, "bytes", length, "err", err)
 	}
 	s.fail(c, err)
 }
@@ -198,6 +198,6 @@ func (s *Server) replyError(r request, errno unix.Errno) {
 
 func (s *Server) reply(message []byte) {
 	if err := s.conn.reply(finish(message)); err != nil {
-		s.log.Error("answering a FUSE request", "error", err)
+		s.log.Error("answering a FUSE request", "err", err)
 	}
 }

@@ -75,6 +75,7 @@ type Server struct {
 	conn  *Conn
 	log   *slog.Logger
 	nodes *nodes
+	drain time.Duration // drainTimeout, but in tests
 
 	buffers chan []byte // nil stands for one not yet allocated
 	slots   chan struct{}
@@ -93,7 +94,7 @@ type call struct {
 // New returns a server without devices. It does not own the connection.
 func New(conn *Conn, log *slog.Logger) *Server {
 	s := &Server{
-		conn: conn, log: log, nodes: newNodes(),
+		conn: conn, log: log, nodes: newNodes(), drain: drainTimeout,
 		buffers:  make(chan []byte, maxBuffers),
 		slots:    make(chan struct{}, maxRequests),
 		inflight: map[uint64]*call{},
@@ -125,7 +126,7 @@ func (s *Server) Remove(d digest.Digest) {
 	s.mu.Unlock()
 	n.users.Wait()
 	if err := s.conn.forgetAttributes(n.id); err != nil && !errors.Is(err, os.ErrClosed) {
-		s.log.Warn("invalidating attributes", "blob", d.String(), "error", err)
+		s.log.Warn("invalidating attributes", "blob", d.String(), "err", err)
 	}
 }
 
@@ -157,7 +158,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.conn.resend.Load() {
 		cancel(errAbandoned)
 	} else {
-		defer time.AfterFunc(drainTimeout, func() { cancel(errStopped) }).Stop()
+		defer time.AfterFunc(s.drain, func() { cancel(errStopped) }).Stop()
 	}
 	calls.Wait()
 	if err != nil {
@@ -169,7 +170,7 @@ func (s *Server) Run(ctx context.Context) error {
 // wake makes a blocked read of the descriptor return.
 func (s *Server) wake() {
 	if err := s.conn.file.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		s.log.Error("waking the FUSE reader", "error", err)
+		s.log.Error("waking the FUSE reader", "err", err)
 	}
 }
 
@@ -188,7 +189,7 @@ func (s *Server) receive(ctx, work context.Context, calls *sync.WaitGroup) error
 		if err != nil {
 			<-s.slots
 			if errors.Is(err, unix.ENODEV) || ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // unmounted, or told to stop
 			}
 			return err
 		}
@@ -218,7 +219,7 @@ func (s *Server) next(ctx context.Context, buf []byte) (request, error) {
 		r, err := decodeRequest(buf[:n])
 		switch {
 		case err != nil:
-			s.log.Error("malformed FUSE request", "error", err)
+			s.log.Error("malformed FUSE request", "err", err)
 			if r.unique != 0 {
 				s.replyError(r, unix.EINVAL)
 			}

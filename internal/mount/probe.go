@@ -143,7 +143,7 @@ func (t *trial) run(ctx context.Context, m *Mounter) (err error) {
 		return fmt.Errorf("reading overlayfs on a mount: %w", err)
 	}
 	if _, err := os.Lstat(t.path("overlay1/x")); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("overlayfs does not see a whiteout in a mount (lstat: %v)", err)
+		return fmt.Errorf("overlayfs does not see a whiteout in a mount (lstat: %v)", err) //nolint:errorlint // nil, or of no use to callers
 	}
 	if err := t.overlay("overlay2", t.path("overlay1")); err != nil {
 		return fmt.Errorf("putting overlayfs on overlayfs on a mount: %w", err)
