@@ -40,7 +40,7 @@ type Device struct {
 	log   *slog.Logger
 
 	ctx    context.Context // ends with Close; parent of all fetches
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	active sync.WaitGroup // running fetches
 
 	stats counters
@@ -84,7 +84,7 @@ type Config struct {
 
 // New returns a device without sources: see [Device.SetSources].
 func New(c Config) *Device {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Device{
 		desc: c.Descriptor, table: c.Table, cache: c.Cache, sched: c.Scheduler,
 		log: c.Logger.With("blob", c.Descriptor.Digest.String()),
@@ -183,7 +183,7 @@ func (d *Device) Close() {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
-	d.cancel()
+	d.cancel(errClosed)
 	d.active.Wait()
 }
 

@@ -257,7 +257,7 @@ func TestCloseEndsReaders(t *testing.T) {
 	if err := r.Wait(t.Context(), 0, 10); !errors.Is(err, errClosed) {
 		t.Errorf("later reader got %v", err)
 	}
-	if err := r.Prefetch(t.Context(), 1<<60, Fill); !errors.Is(err, errClosed) {
+	if err := r.PrefetchBlob(t.Context(), 1<<60, Fill); !errors.Is(err, errClosed) {
 		t.Errorf("prefetch got %v", err)
 	}
 	if s := r.Stats(); s.Failures != 0 {

@@ -37,21 +37,24 @@ func (d *Device) run(f *fetch, sources []blob.Source) {
 	err := ErrNoSource
 	rest := f.flights
 	for round := 0; round < fetchRounds && len(rest) > 0 && len(sources) > 0; round++ {
+		var again []blob.Source // the others have had their retries
 		for _, src := range sources {
 			if len(rest) == 0 || f.ctx.Err() != nil {
 				break
 			}
 			if rest, err = d.fetchFrom(f, src, rest); err != nil {
-				d.report(src, err)
+				d.report(f, src, err)
 			}
 			var full *writeError
 			if errors.As(err, &full) {
+				again = nil
 				break
 			}
+			if errors.Is(err, blob.ErrCorrupt) {
+				again = append(again, src)
+			}
 		}
-		if !errors.Is(err, blob.ErrCorrupt) {
-			break // each source has had its retries
-		}
+		sources = again
 	}
 	if f.ctx.Err() != nil {
 		err = context.Cause(f.ctx)
@@ -61,9 +64,9 @@ func (d *Device) run(f *fetch, sources []blob.Source) {
 	}
 }
 
-func (d *Device) report(src blob.Source, err error) {
-	if errors.Is(err, errAbandoned) || d.ctx.Err() != nil {
-		return
+func (d *Device) report(f *fetch, src blob.Source, err error) {
+	if f.ctx.Err() != nil {
+		return // it was ended by us
 	}
 	d.stats.failures.Add(1)
 	d.log.Warn("fetching chunks", "source", src.String(), "err", err)

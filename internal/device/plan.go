@@ -22,18 +22,18 @@ const (
 	// A miss takes along its neighbours, on both sides. How much, in compressed
 	// bytes, grows with every earlier miss close by: programs load directories in
 	// parts.
-	minExtra     = 64 << 10
-	maxExtra     = 512 << 10
+	minExtra     = 128 << 10
+	maxExtra     = 1 << 20
 	extraGrowth  = 4
-	closeBy      = 1 << 20 // of the blob
-	budgetShare  = 4       // of what may be spent, one miss takes a quarter on each side
+	closeBy      = 2 << 20   // of the blob
+	budgetShare  = 4         // of what may be spent, one miss takes a quarter on each side
 	maxNeighbour = 256 << 10 // largest chunk taken along ...
 	maxRest      = 1 << 20   // ... and if it is the rest of the same file
 	// Bytes fetched and not (yet) read may be this share of the bytes read ...
 	extraNumerator, extraDenominator = 1, 4
 	// ... and this much more, what a fast line carries in two or three round
 	// trips, so that the first misses take something along too.
-	extraAllowance = 6 << 20
+	extraAllowance = 8 << 20
 	// Chunks this close in the blob share a request.
 	maxGap = 16 << 10
 	// The compressed bytes of one request; what is beyond goes to another, so
@@ -74,8 +74,8 @@ type fetch struct {
 // demand notes that a reader wants a range, starts what is missing and what is
 // likely to be wanted next, and returns the flights to wait for, joined.
 func (d *Device) demand(off, n int64) ([]*flight, error) {
-	if off < 0 || n < 0 || off > d.Size() || n > d.Size()-off {
-		return nil, fmt.Errorf("reading %d bytes at %d of a device of %d bytes", n, off, d.Size())
+	if err := d.checkRange(off, n); err != nil {
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -108,6 +108,13 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 		f.fetch.waiting++
 	}
 	return wait, nil
+}
+
+func (d *Device) checkRange(off, n int64) error {
+	if off < 0 || n < 0 || off > d.Size() || n > d.Size()-off {
+		return fmt.Errorf("reading %d bytes at %d of a device of %d bytes", n, off, d.Size())
+	}
+	return nil
 }
 
 // touch notes that a reader wants chunk i. A frame with several chunks counts once.

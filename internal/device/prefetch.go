@@ -5,13 +5,33 @@ package device
 import (
 	"context"
 	"fmt"
+
+	"github.com/holdfast/holdfast/internal/index"
 )
 
-// Prefetch brings in the chunks that lie before the offset end of the blob, in
-// order, at the given priority, one request at a time.
-func (d *Device) Prefetch(ctx context.Context, end int64, p Priority) error {
-	for i := 0; i < d.table.Len(); {
-		flights, next, err := d.prefetch(i, end, p)
+// Prefetch brings in [off, off+n) for somebody who will read it, at the given
+// priority. Unlike [Device.Wait] it takes nothing along.
+func (d *Device) Prefetch(ctx context.Context, off int64, n int, p Priority) error {
+	if err := d.checkRange(off, int64(n)); err != nil {
+		return err
+	}
+	first, end := d.table.Search(off), d.table.Search(off+int64(n))
+	if end < d.table.Len() && d.table.At(end).Offset < off+int64(n) {
+		end++ // the range ends within this chunk
+	}
+	return d.prefetch(ctx, first, end, p, func(index.Chunk) bool { return true })
+}
+
+// PrefetchBlob brings in the chunks that lie before the offset end of the blob.
+func (d *Device) PrefetchBlob(ctx context.Context, end int64, p Priority) error {
+	return d.prefetch(ctx, 0, d.table.Len(), p, func(c index.Chunk) bool { return c.BlobOffset < end })
+}
+
+// prefetch fetches those of the chunks [i, end) that are wanted, in order, a
+// request's worth at a time.
+func (d *Device) prefetch(ctx context.Context, i, end int, p Priority, wanted func(index.Chunk) bool) error {
+	for i < end {
+		flights, next, err := d.startPrefetch(i, end, p, wanted)
 		if err != nil {
 			return err
 		}
@@ -30,27 +50,29 @@ func (d *Device) Prefetch(ctx context.Context, end int64, p Priority) error {
 	return nil
 }
 
-// prefetch starts the first request's worth of missing chunks from chunk i on.
-func (d *Device) prefetch(i int, end int64, p Priority) ([]*flight, int, error) {
+// startPrefetch starts the next request's worth and returns its flights, those
+// that are under way already included, and the chunk to go on with.
+func (d *Device) startPrefetch(i, end int, p Priority, wanted func(index.Chunk) bool) ([]*flight, int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return nil, 0, errClosed
 	}
 	var missing []int
+	var flights []*flight
 	var size int64
-	for ; i < d.table.Len() && size < maxRequest; i++ {
+	for ; i < end && size < maxRequest; i++ {
 		c := d.table.At(i)
-		if c.BlobOffset >= end {
-			i = d.table.Len()
-			break
+		if !wanted(c) {
+			continue
 		}
-		if d.missing(i) {
+		if f := d.flights[i]; f != nil {
+			flights = append(flights, f)
+		} else if !d.cache.Has(i) {
 			missing = append(missing, i)
 			size += c.BlobSize
 		}
 	}
-	var flights []*flight
 	for _, run := range d.runs(missing) {
 		f := d.start(run, p)
 		f.keep = true

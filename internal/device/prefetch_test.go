@@ -19,7 +19,7 @@ func TestPrefetch(t *testing.T) {
 		if until < len(m.index.Chunks) {
 			end = m.index.Chunks[until].BlobOffset
 		}
-		if err := r.Prefetch(t.Context(), end, Profile); err != nil {
+		if err := r.PrefetchBlob(t.Context(), end, Profile); err != nil {
 			t.Fatal(err)
 		}
 		want := min(until, len(m.index.Chunks))
@@ -30,7 +30,7 @@ func TestPrefetch(t *testing.T) {
 			t.Errorf("up to chunk %d: %d requests", until, n)
 		}
 		calls := len(src.seen())
-		if err := r.Prefetch(t.Context(), end, Fill); err != nil || len(src.seen()) != calls {
+		if err := r.PrefetchBlob(t.Context(), end, Fill); err != nil || len(src.seen()) != calls {
 			t.Errorf("again: %d requests more, error %v", len(src.seen())-calls, err)
 		}
 	}
@@ -40,7 +40,7 @@ func TestPrefetchFails(t *testing.T) {
 	m := chunked(t, 2)
 	boom := errors.New("boom")
 	r := newRig(t, m, rigOptions{}, faults(blobtest.NewMemory(m.blob), blobtest.Fault{OpenErr: boom}))
-	if err := r.Prefetch(t.Context(), 1<<40, Profile); !errors.Is(err, boom) {
+	if err := r.PrefetchBlob(t.Context(), 1<<40, Profile); !errors.Is(err, boom) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -52,7 +52,7 @@ func TestPrefetchEndsWithItsContext(t *testing.T) {
 	r := newRig(t, m, rigOptions{}, src)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- r.Prefetch(ctx, 1<<40, Profile) }()
+	go func() { done <- r.PrefetchBlob(ctx, 1<<40, Profile) }()
 	receive(t, src.opened)
 	cancel()
 	if err := receive(t, done); !errors.Is(err, context.Canceled) {
@@ -74,7 +74,7 @@ func TestPrefetchOutlivesAReader(t *testing.T) {
 	started := make(chan struct{})
 	go func() {
 		close(started)
-		done <- r.Prefetch(t.Context(), int64(len(m.blob)), Profile)
+		done <- r.PrefetchBlob(t.Context(), int64(len(m.blob)), Profile)
 	}()
 	<-started
 	leave()
@@ -94,10 +94,10 @@ func TestReaderOvertakesPrefetch(t *testing.T) {
 	m := chunked(t, 40)
 	far := m.index.Chunks[30]
 	src := watch(blobtest.NewMemory(m.blob))
-	src.hold = func(c blobtest.Call) bool { return c.Offset < far.BlobOffset }
+	src.hold = func(c blobtest.Call) bool { return c.N == 1 }
 	r := newRig(t, m, rigOptions{limit: 1}, src)
 	done := make(chan error, 1)
-	go func() { done <- r.Prefetch(t.Context(), m.index.Chunks[4].BlobOffset, Fill) }()
+	go func() { done <- r.PrefetchBlob(t.Context(), m.index.Chunks[4].BlobOffset, Fill) }()
 	receive(t, src.opened)
 	if err := r.check(t.Context(), far.Offset, 100); err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestReaderPullsPrefetchAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- r.Prefetch(t.Context(), int64(len(m.blob)), Fill) }()
+	go func() { done <- r.PrefetchBlob(t.Context(), int64(len(m.blob)), Fill) }()
 	eventually(t, func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()

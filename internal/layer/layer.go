@@ -16,11 +16,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
+	goerofs "github.com/erofs/go-erofs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
@@ -52,10 +55,21 @@ type Meta struct {
 	Kind            index.Kind        `json:"kind"`
 	// Landmark is how much of the blob the image asks to have at once, in bytes.
 	Landmark int64 `json:"landmark,omitempty"`
+	Root     Root  `json:"root"`
 	// Verified means that blob digest, diff ID and tree have been checked over
 	// the whole layer. Until then the registry's word is taken for them.
 	Verified bool      `json:"verified"`
 	Created  time.Time `json:"created"`
+}
+
+// Root is the root directory of a layer's tree.
+type Root struct {
+	Mode uint32 `json:"mode"` // st_mode
+	UID  uint32 `json:"uid"`
+	GID  uint32 `json:"gid"`
+	// Implied means that the layer does not describe it: it is the one of the
+	// layer below, so this layer can only be put on top of such a one.
+	Implied bool `json:"implied,omitempty"`
 }
 
 // Layer is a layer that is prepared and open. Its methods may be called concurrently.
@@ -121,6 +135,23 @@ func (l *Layer) Complete() bool { return l.cache.Complete() }
 
 // LocalBytes is the disk space that the layer's data takes.
 func (l *Layer) LocalBytes() int64 { return l.cache.Allocated() }
+
+// Tree is the layer's file tree, read from its image: its files say where in the
+// device their content is (DataRange), it cannot be read here. The caller closes it.
+func (l *Layer) Tree() (fs.FS, io.Closer, error) {
+	f, err := os.Open(filepath.Join(l.dir, imageName))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, err)
+	}
+	image, err := goerofs.Open(f, goerofs.WithExtraDevices(l.dev))
+	if err == nil {
+		image, err = fs.Sub(image, "diff")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, errors.Join(err, f.Close()))
+	}
+	return image, f, nil
+}
 
 // Chunks is the layer's chunk table.
 func (l *Layer) Chunks() *index.Table { return l.table }

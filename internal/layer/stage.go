@@ -64,6 +64,8 @@ func (st *Stage) Abort() error {
 func (st *Stage) Commit(ctx context.Context, m Meta, idx *index.Index, complete bool) (*Layer, error) {
 	defer st.Abort() //nolint:errcheck // what is left of a failed stage goes at the next start
 	m.Created, m.Kind, m.Landmark = time.Now().UTC().Truncate(time.Second), idx.Kind, idx.Landmark
+	root := idx.Inodes[0]
+	m.Root = Root{Mode: root.Mode, UID: root.UID, GID: root.GID, Implied: idx.RootImplied}
 	if err := st.write(m, idx, complete); err != nil {
 		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
 	}

@@ -23,15 +23,18 @@ import (
 const maxLayersAtOnce = 4
 
 // prepareLayers makes each layer that is planned to be lazy available, or
-// leaves it to the runtime with the reason.
+// leaves it to the runtime with the reason. Layers are begun base first: one may
+// wait for the one below it.
 func (p *Preparer) prepareLayers(ctx context.Context, img *resolved, plans []*plan, progress func(Event)) {
 	var g errgroup.Group
 	g.SetLimit(maxLayersAtOnce)
 	for _, l := range plans {
 		if l.Action == Left {
+			close(l.settled)
 			continue
 		}
 		g.Go(func() error {
+			defer close(l.settled)
 			if err := p.prepareLayer(ctx, img, l, progress); err != nil {
 				l.leave(err.Error())
 				if !errors.Is(err, index.ErrNoIndex) {
@@ -68,6 +71,10 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 	if got.DiffID != l.DiffID {
 		return fmt.Errorf("the image states diff ID %s, the layer is known with %s", l.DiffID, got.DiffID)
 	}
+	if err := l.checkRoot(ctx, got.Root); err != nil {
+		return err
+	}
+	l.root, l.layer = got.Root, got
 	if len(got.Device().Sources()) == 0 {
 		got.Device().SetSources(img.sources())
 	}
@@ -102,6 +109,9 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 		return nil, fmt.Errorf("reading the index of layer %s: %w", l.Digest, err)
 	}
 	progress(Event{Layer: l.Digest, Total: l.Size})
+	if err := l.inheritRoot(ctx, idx); err != nil {
+		return nil, err
+	}
 	st, err := p.layers.Stage(l.Digest)
 	if err != nil {
 		return nil, err
@@ -116,7 +126,7 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 	got.Device().SetSources(sources)
 	if got.Landmark > 0 {
 		p.background.Go(func() error {
-			if err := got.Device().Prefetch(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {
+			if err := got.Device().PrefetchBlob(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {
 				p.log.Warn("prefetching what the image asks for", "err", err)
 			}
 			return nil
@@ -173,6 +183,9 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 	}
 	if res.DiffID != l.DiffID {
 		return nil, fmt.Errorf("diff ID is %s, the image states %s: %w", res.DiffID, l.DiffID, blob.ErrCorrupt)
+	}
+	if err := l.inheritRoot(ctx, res.Index); err != nil {
+		return nil, err
 	}
 	return st.Commit(ctx, layer.Meta{
 		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, DiffSize: diffSize(res.Index, nil),

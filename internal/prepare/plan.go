@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/layer"
 )
 
 // plan is one layer on its way: what is to become of it, then what became.
@@ -18,6 +19,11 @@ type plan struct {
 	LayerResult
 	desc        v1.Descriptor
 	compression index.Compression
+
+	below   *plan         // nil for the base
+	settled chan struct{} // closed when the layer is prepared or left; then
+	root    layer.Root    // its root directory is known, and
+	layer   *layer.Layer  // the layer, unless it is left
 }
 
 func (l *plan) leave(reason string) { l.Action, l.Reason, l.ChainID = Left, reason, "" }
@@ -34,7 +40,10 @@ func (p *Preparer) plan(img *resolved) []*plan {
 	parent := ""
 	for i, desc := range img.layers {
 		diffID := img.config.RootFS.DiffIDs[i]
-		l := &plan{desc: desc}
+		l := &plan{desc: desc, settled: make(chan struct{})}
+		if i > 0 {
+			l.below = plans[i-1]
+		}
 		l.LayerResult = LayerResult{
 			Digest: desc.Digest, Size: desc.Size, DiffID: diffID,
 			ChainID: imagestore.ChainID(parent, diffID), Action: Lazy,

@@ -197,6 +197,10 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 	if res.Lazy() == 0 {
 		return res, nil
 	}
+	p.background.Go(func() error {
+		p.warm(img, plans)
+		return nil
+	})
 	if err := p.publish(ctx, img, res); err != nil {
 		return nil, err
 	}

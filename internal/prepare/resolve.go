@@ -42,6 +42,8 @@ type imageConfig struct {
 	Config struct {
 		Entrypoint []string `json:"Entrypoint"`
 		Cmd        []string `json:"Cmd"`
+		Env        []string `json:"Env"`
+		WorkingDir string   `json:"WorkingDir"`
 	} `json:"config"`
 	RootFS struct {
 		DiffIDs []digest.Digest `json:"diff_ids"`

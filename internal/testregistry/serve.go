@@ -129,7 +129,7 @@ func (s *Server) sendBlob(w http.ResponseWriter, r *http.Request, d digest.Diges
 		storageError(w, http.StatusNotFound, "NoSuchKey")
 		return
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if r.Method == http.MethodGet {
 		w = s.counters.blob(w, d)

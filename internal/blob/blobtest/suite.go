@@ -111,7 +111,7 @@ func (s *suite) smallReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rc.Close()
+	defer rc.Close() //nolint:errcheck // other subtests check Close
 	got, err := io.ReadAll(iotest.OneByteReader(rc))
 	if err != nil || !bytes.Equal(got, blobs[0][100:5100]) {
 		t.Errorf("got %d bytes and error %v", len(got), err)
@@ -205,7 +205,7 @@ func (s *suite) cancelledWhileReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rc.Close()
+	defer rc.Close() //nolint:errcheck // other subtests check Close
 	head := make([]byte, 10)
 	if _, err := io.ReadFull(rc, head); err != nil {
 		t.Fatal(err)

@@ -83,7 +83,7 @@ func TestFaults(t *testing.T) {
 				if got := blob.IsTemporary(err); got != tt.temporary {
 					t.Errorf("temporary = %v; want %v: %v", got, tt.temporary, err)
 				}
-				if tt.is != nil && !errors.Is(err, tt.is) && !(tls && tt.is == io.ErrUnexpectedEOF) {
+				if tt.is != nil && !errors.Is(err, tt.is) && !(tls && errors.Is(tt.is, io.ErrUnexpectedEOF)) {
 					t.Errorf("error = %v; want %v", err, tt.is)
 				}
 				for _, part := range []string{tt.text, desc.Digest.String(), server.Host() + "/" + repositoryPath} {

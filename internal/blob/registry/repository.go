@@ -175,7 +175,7 @@ func (r *Repository) document(ctx context.Context, resource string) (Manifest, h
 		"application/vnd.docker.distribution.manifest.v2+json",
 		"application/vnd.docker.distribution.manifest.list.v2+json",
 	}
-	resp, err := r.get(ctx, resource, http.Header{"Accept": {strings.Join(accept, ", ")}})
+	resp, err := r.get(ctx, resource, http.Header{"Accept": {strings.Join(accept, ", ")}}) //nolint:bodyclose // stream or statusError closes it
 	if err != nil {
 		return Manifest{}, nil, err
 	}
@@ -183,7 +183,7 @@ func (r *Repository) document(ctx context.Context, resource string) (Manifest, h
 		return Manifest{}, nil, r.statusError(resp)
 	}
 	stream := r.stream(ctx, cancel, resp, unknownLength, "")
-	defer stream.Close()
+	defer stream.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	body, err := io.ReadAll(io.LimitReader(stream, MaxManifestSize+1))
 	if err != nil {
 		return Manifest{}, nil, err
@@ -209,7 +209,7 @@ func (r *Repository) Blob(ctx context.Context, desc blob.Descriptor, limit int64
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close()
+	defer rc.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	body, err := io.ReadAll(rc)
 	if err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func (p Policy) wait(ctx context.Context, attempt int, cause error) error {
 		return cause
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("giving up after %q: %w", cause, err)
+		return fmt.Errorf("giving up after %q: %w", cause, err) //nolint:errorlint // it is not temporary any more
 	}
 	if attempt >= p.Attempts {
 		return cause
@@ -76,7 +76,7 @@ func (p Policy) wait(ctx context.Context, attempt int, cause error) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("giving up after %q: %w", cause, ctx.Err())
+		return fmt.Errorf("giving up after %q: %w", cause, ctx.Err()) //nolint:errorlint // it is not temporary any more
 	}
 }
 
@@ -191,7 +191,7 @@ func (r *reader) Read(p []byte) (int, error) {
 func (r *reader) drop(cause error) {
 	_ = r.rc.Close() // the read error says more
 	r.rc = nil
-	if cause == io.EOF {
+	if errors.Is(cause, io.EOF) {
 		cause = blob.Temporary(io.ErrUnexpectedEOF)
 	}
 	r.cause = cause

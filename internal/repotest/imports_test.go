@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repotest
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// levels is the order of the packages: each may import those of lower levels.
+// A new package goes where ARCHITECTURE.md would draw it.
+var levels = map[string]int{
+	"internal/atomicfile": 0,
+	"internal/blob":       0,
+	"internal/index":      0,
+	"internal/refpattern": 0,
+	"internal/shared":     0,
+	"internal/startup":    0,
+
+	"internal/blob/registry": 1,
+	"internal/blob/retry":    1,
+	"internal/cache":         1,
+	"internal/config":        1,
+	"internal/erofs":         1,
+	"internal/imagestore":    1,
+	"internal/index/toc":     1,
+
+	"internal/index/estargz":     2,
+	"internal/index/stream":      2,
+	"internal/index/zstdchunked": 2,
+	"internal/device":            2,
+	"internal/fusedev":           2,
+	"internal/mount":             2,
+
+	"internal/layer":   3,
+	"internal/prepare": 4,
+	"internal/control": 5,
+	"internal/daemon":  6,
+	"cmd/holdfast":     7,
+}
+
+// testOnly are the packages that only tests, the demo and the bench may import.
+func testOnly(path string) bool {
+	switch path {
+	case "internal/blob/blobtest", "internal/index/indextest", "internal/repotest",
+		"internal/shape", "internal/testimage", "internal/testregistry":
+		return true
+	}
+	return strings.HasPrefix(path, "test/")
+}
+
+func TestImportDirection(t *testing.T) {
+	for _, p := range packages(t) {
+		if testOnly(p.path()) {
+			continue
+		}
+		level, ok := levels[p.path()]
+		if !ok {
+			t.Errorf("%s: give it a level in internal/repotest/imports_test.go, or make it test only there and in .golangci.yml", p.path())
+			continue
+		}
+		for _, imp := range p.Imports {
+			rel, own := strings.CutPrefix(imp, module+"/")
+			if !own {
+				continue
+			}
+			if testOnly(rel) {
+				t.Errorf("%s imports %s, which is for tests only", p.path(), rel)
+			} else if l, ok := levels[rel]; ok && l >= level {
+				t.Errorf("%s (level %d) imports %s (level %d)", p.path(), level, rel, l)
+			}
+		}
+	}
+}
+
+func TestImportsHaveTheirPlace(t *testing.T) {
+	for _, rule := range []struct {
+		imports string // a package, with all below it
+		only    []string
+	}{
+		{"net/http", []string{"internal/blob/registry", "internal/control", "internal/daemon"}},
+		{"github.com/prometheus", []string{"internal/daemon"}},
+		{"github.com/hanwen/go-fuse", []string{"internal/fusedev"}},
+		{module + "/internal/fusedev", []string{"internal/daemon", "cmd/holdfast"}},
+		{"github.com/spf13/cobra", []string{"cmd/holdfast"}},
+		{"github.com/vbauerster/mpb", []string{"cmd/holdfast"}},
+		{"k8s.io", nil},
+		{"sigs.k8s.io", nil},
+		{"testing", nil},
+	} {
+		for _, p := range packages(t) {
+			if testOnly(p.path()) || slices.Contains(rule.only, p.path()) {
+				continue
+			}
+			for _, imp := range p.Imports {
+				if imp == rule.imports || strings.HasPrefix(imp, rule.imports+"/") {
+					t.Errorf("%s imports %s; only %v may", p.path(), imp, rule.only)
+				}
+			}
+		}
+	}
+}
+
+// TestProgramIsFreeOfTests looks at everything that gets linked.
+func TestProgramIsFreeOfTests(t *testing.T) {
+	for imp := range strings.Lines(string(command(t, "go", "list", "-deps", "./cmd/holdfast"))) {
+		imp = strings.TrimSpace(imp)
+		rel, own := strings.CutPrefix(imp, module+"/")
+		if imp == "testing" || own && testOnly(rel) || strings.HasPrefix(imp, "k8s.io/") {
+			t.Errorf("the holdfast program contains %s", imp)
+		}
+	}
+}
