@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -29,7 +30,11 @@ func newConfigCommand(g *globals) *cobra.Command {
 				return err
 			}
 			return g.print(cmd.OutOrStdout(), cfg, func() error {
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", g.config)
+				verdict := "is good"
+				if _, err := os.Stat(g.config); err != nil {
+					verdict = "does not exist: all settings have their defaults"
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), g.config, verdict)
 				return err
 			})
 		},

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/holdfast/holdfast/internal/control"
@@ -42,6 +43,9 @@ func Main() int {
 	err := newRootCommand().ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
+		err = &usageError{err}
 	}
 	fmt.Fprintf(os.Stderr, "holdfast: %v\n", err)
 	return exitCode(err)

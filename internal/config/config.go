@@ -8,6 +8,7 @@ package config
 import (
 	"bytes"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,6 +71,9 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// MarshalText writes the size with a unit.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(units.BytesSize(float64(b))), nil }
+
 // Duration is a time span, written with a unit: "2m".
 type Duration time.Duration
 
@@ -82,6 +86,25 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	*d = Duration(v)
 	return nil
 }
+
+// MarshalText writes the time span with units.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// MarshalJSON writes the settings under the names that they have in a file.
+func (c Config) MarshalJSON() ([]byte, error) {
+	text, err := toml.Marshal(fileForm(c))
+	if err != nil {
+		return nil, fmt.Errorf("encoding configuration: %w", err)
+	}
+	var named map[string]any
+	if err := toml.Unmarshal(text, &named); err != nil {
+		return nil, fmt.Errorf("encoding configuration: %w", err)
+	}
+	return json.Marshal(named)
+}
+
+// fileForm is a Config without its methods.
+type fileForm Config
 
 // Default returns the settings of default.toml.
 func Default() (Config, error) {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -102,6 +103,26 @@ func (d *Device) SetSources(s []blob.Source) {
 	d.sources = s
 }
 
+// maxSources bounds what images can add.
+const maxSources = 16
+
+// AddSources adds places the blob is read from, behind those it has; one of the
+// same name is replaced, since it may have newer credentials.
+func (d *Device) AddSources(added []blob.Source) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := slices.Clone(d.sources) // fetches under way keep theirs
+	for _, src := range added {
+		same := func(s blob.Source) bool { return s.String() == src.String() }
+		if i := slices.IndexFunc(all, same); i >= 0 {
+			all[i] = src
+		} else if len(all) < maxSources {
+			all = append(all, src)
+		}
+	}
+	d.sources = all
+}
+
 // Sources returns the places the blob is read from.
 func (d *Device) Sources() []blob.Source {
 	d.mu.Lock()
@@ -140,17 +161,7 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.cache.ReadA
 func (d *Device) await(ctx context.Context, flights []*flight) error {
 	defer d.leave(flights)
 	defer d.sched.block()()
-	for _, f := range flights {
-		select {
-		case <-f.done:
-			if f.err != nil {
-				return f.err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
+	return arrive(ctx, flights)
 }
 
 func (d *Device) failed(off int64, n int, err error) error {

@@ -56,7 +56,7 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 	if !trusted {
 		key += " verified" // not to be had by joining a caller who trusts
 	}
-	got, err := p.layers1.Do(ctx, key, func(ctx context.Context) (*layer.Layer, error) {
+	got, err := p.adding.Do(ctx, key, func(ctx context.Context) (*layer.Layer, error) {
 		if have, ok := p.layers.Get(l.Digest); ok {
 			return have, nil
 		}
@@ -75,9 +75,7 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 		return err
 	}
 	l.root, l.layer = got.Root, got
-	if len(got.Device().Sources()) == 0 {
-		got.Device().SetSources(img.sources())
-	}
+	got.Device().AddSources(img.sources())
 	l.Reason = string(got.Kind)
 	if got.Complete() {
 		l.Action = Fetched
@@ -123,7 +121,7 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 	if err != nil {
 		return nil, err
 	}
-	got.Device().SetSources(sources)
+	got.Device().AddSources(sources)
 	if got.Landmark > 0 {
 		p.background.Go(func() error {
 			if err := got.Device().PrefetchBlob(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {
@@ -146,7 +144,6 @@ func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, prog
 	for _, src := range img.sources() {
 		got, err := p.addVerifiedFrom(ctx, src, l, progress)
 		if err == nil {
-			got.Device().SetSources(img.sources())
 			return got, nil
 		}
 		if ctx.Err() != nil {

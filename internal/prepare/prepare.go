@@ -64,9 +64,9 @@ type Preparer struct {
 
 	ctx        context.Context // of what goes on behind prepared images
 	background errgroup.Group
-	images1    shared.Calls[*Result]
-	layers1    shared.Calls[*layer.Layer]
-	publishing chan struct{} // holds one token: publish and remove take turns
+	preparing  shared.Calls[*Result]      // by reference and credentials
+	adding     shared.Calls[*layer.Layer] // by digest
+	publishing chan struct{}              // holds one token: publish and remove take turns
 }
 
 // New returns a Preparer. What it does in the background ends with ctx; see
@@ -160,7 +160,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return &Result{Reference: ref.String(), Reason: "excluded by the configuration"}, nil
 	}
 	key := fmt.Sprintf("%s %v", ref, credentialsKey(req.Credentials))
-	res, err := p.images1.Do(ctx, key, func(ctx context.Context) (*Result, error) {
+	res, err := p.preparing.Do(ctx, key, func(ctx context.Context) (*Result, error) {
 		w := newWatchdog(ctx, p.policy.StallTimeout)
 		defer w.stop()
 		return p.prepare(w.ctx, ref, req, w)
@@ -174,6 +174,9 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 }
 
 func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request, w *watchdog) (*Result, error) {
+	if res, ok := p.prepared(ref, req.Credentials); ok {
+		return res, nil
+	}
 	img, err := p.resolve(ctx, ref, req.Credentials)
 	if err != nil {
 		return nil, err
@@ -205,6 +208,34 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 		return nil, err
 	}
 	return res, nil
+}
+
+// prepared answers for an image that has been prepared under the digest that the
+// reference names, without a network. A tag may have moved.
+func (p *Preparer) prepared(ref reference.Named, creds *registry.Credentials) (*Result, bool) {
+	byDigest, ok := ref.(reference.Digested)
+	if !ok {
+		return nil, false
+	}
+	img, err := p.Find(byDigest.Digest().String())
+	if err != nil {
+		return nil, false
+	}
+	endpoints, err := p.registry.Endpoints(ref, creds)
+	if err != nil {
+		return nil, false
+	}
+	for _, l := range img.Layers {
+		if l.Action == Left {
+			continue
+		}
+		have, ok := p.layers.Get(l.Digest)
+		if !ok {
+			return nil, false
+		}
+		have.Device().AddSources(sources(endpoints))
+	}
+	return &Result{Reference: ref.String(), Digest: img.Digest, Layers: img.Layers}, true
 }
 
 // cutChain leaves all layers above one that is left: a record needs its parent's.

@@ -76,7 +76,7 @@ func (p *Preparer) restoreSources(img Image) {
 		}
 		for _, l := range img.Layers {
 			if have, ok := p.layers.Get(l.Digest); ok {
-				have.Device().SetSources(append(have.Device().Sources(), sources(endpoints)...))
+				have.Device().AddSources(sources(endpoints))
 			}
 		}
 	}
