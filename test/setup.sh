@@ -53,7 +53,7 @@ missing() {
 	local what package
 	while read -r what package; do
 		case $what in
-		/*) [ -e "$what" ] && continue ;;
+		/*) [ -e "$what" ] || ! command -v apt-get >/dev/null && continue ;; # Debian's names
 		*) command -v "$what" >/dev/null && continue ;;
 		esac
 		if [ "$1" = 1 ]; then echo "$what"; else echo "$package"; fi

@@ -192,6 +192,10 @@ func TestReadmeCommands(t *testing.T) {
 			t.Errorf("README.md does not have the command %s", c)
 		}
 	}
+	version := regexp.MustCompile(`(?m)^go (\S+)$`).FindStringSubmatch(read(t, "go.mod"))
+	if version == nil || !strings.Contains(readme, "Go "+version[1]+" or newer") {
+		t.Errorf("README.md does not ask for the Go version of go.mod, %v", version)
+	}
 	test, lint := strings.Index(ci, "\nmake test\n"), strings.Index(ci, "\nmake lint\n")
 	if test < 0 || lint < test {
 		t.Error(".ci/run does not run make test, then make lint")
