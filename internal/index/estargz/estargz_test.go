@@ -228,7 +228,7 @@ func TestLegacyFooter(t *testing.T) {
 }
 
 func TestTailSize(t *testing.T) {
-	for size, want := range map[int64]int64{0: 0, 1: 1, 512 << 10: 512 << 10, 100 << 20: 512 << 10, 400 << 20: 2 << 20, 10 << 30: 4 << 20} {
+	for size, want := range map[int64]int64{0: 0, 1: 1, 512 << 10: 512 << 10, 50 << 20: 1 << 20, 150 << 20: 150 << 20 / 100, 10 << 30: 2 << 20} {
 		if got := tailSize(size); got != want {
 			t.Errorf("tailSize(%d) = %d, want %d", size, got, want)
 		}
