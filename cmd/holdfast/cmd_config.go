@@ -16,7 +16,8 @@ func newConfigCommand(g *globals) *cobra.Command {
 		Use:     "config",
 		Short:   "Check the configuration, or print the default one",
 		Example: "  holdfast config check\n  holdfast config default > /etc/holdfast/config.toml",
-		Args:    args(cobra.NoArgs),
+		Args:    args(cobra.NoArgs), // or an unknown command would print the help and succeed
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:     "check",

@@ -55,8 +55,8 @@ func hook(ctx context.Context, stdin io.Reader) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(cfg.HookTimeout),
 		fmt.Errorf("not prepared within hook_timeout, %s", time.Duration(cfg.HookTimeout)))
 	defer cancel()
-	var images map[string]control.Credentials
-	if err := json.NewDecoder(io.LimitReader(stdin, 1<<20)).Decode(&images); err != nil {
+	images, err := readImages(ctx, stdin)
+	if err != nil {
 		return fmt.Errorf("reading what the runtime says: %w", err)
 	}
 	client := control.NewClient(cfg.SocketPath())
@@ -66,6 +66,20 @@ func hook(ctx context.Context, stdin io.Reader) error {
 		}
 	}
 	return err
+}
+
+// readImages reads the references to prepare. If ctx ends first, the read goes
+// on until the process ends.
+func readImages(ctx context.Context, stdin io.Reader) (map[string]control.Credentials, error) {
+	var images map[string]control.Credentials
+	done := make(chan error, 1)
+	go func() { done <- json.NewDecoder(io.LimitReader(stdin, 1<<20)).Decode(&images) }()
+	select {
+	case err := <-done:
+		return images, err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // parentName is the name of the program that runs us.

@@ -77,8 +77,13 @@ func (f *File) load(size int64) error {
 		return err
 	}
 	if info.Size() != size {
-		// New, or not what the map speaks of.
-		if err := os.Remove(f.mapName()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// New, or not what the map speaks of, which must not come back.
+		switch err := os.Remove(f.mapName()); {
+		case err == nil:
+			if err := atomicfile.SyncDir(f.dir); err != nil {
+				return err
+			}
+		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
 		return f.data.Truncate(size)

@@ -112,6 +112,12 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 		return nil, fmt.Errorf("asking the daemon: %w", err)
 	}
 	res, err := c.http.Do(req)
+	if ctx.Err() != nil {
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return nil, fmt.Errorf("asking the daemon: %w", context.Cause(ctx))
+	}
 	if err != nil {
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {

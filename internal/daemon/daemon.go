@@ -59,7 +59,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger, ready func())
 	}
 	defer unlock()
 	d := &Daemon{cfg: cfg, log: log, started: time.Now()}
-	if d.store, err = imagestore.Create(cfg.StorePath()); err != nil {
+	if d.store, err = imagestore.Create(cfg.StorePath(), filepath.Join(cfg.RunRoot, "records")); err != nil {
 		return err
 	}
 	if d.disabled = imagestore.Probe(ctx, cfg.Root); d.disabled != nil {

@@ -73,7 +73,7 @@ func (d *Device) report(f *fetch, src blob.Source, err error) {
 }
 
 // fetchFrom fetches chunks from one source and returns those it did not get,
-// with the last error.
+// with the errors.
 func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) ([]*flight, error) {
 	release, err := d.sched.acquire(f.ctx, func() Priority { return d.priority(f) })
 	if err != nil {
@@ -92,7 +92,7 @@ func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) ([]*fli
 		at += len(run)
 		rest, err := d.stream(f, src, part)
 		if err != nil {
-			failed, last = append(failed, rest...), fmt.Errorf("from %s: %w", src, err)
+			failed, last = append(failed, rest...), errors.Join(last, fmt.Errorf("from %s: %w", src, err))
 		}
 	}
 	return failed, last

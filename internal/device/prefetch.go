@@ -4,6 +4,7 @@ package device
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/holdfast/holdfast/internal/index"
@@ -35,16 +36,28 @@ func (d *Device) prefetch(ctx context.Context, i, end int, p Priority, wanted fu
 		if err != nil {
 			return err
 		}
+		err = arrive(ctx, flights)
+		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+			continue // by a reader who had begun to fetch it
+		}
+		if err != nil {
+			return fmt.Errorf("prefetching layer %s: %w", d.desc.Digest, err)
+		}
 		i = next
-		for _, f := range flights {
-			select {
-			case <-f.done:
-				if f.err != nil {
-					return fmt.Errorf("prefetching layer %s: %w", d.desc.Digest, f.err)
-				}
-			case <-ctx.Done():
-				return context.Cause(ctx)
+	}
+	return nil
+}
+
+// arrive returns when all flights have landed, or with the first error.
+func arrive(ctx context.Context, flights []*flight) error {
+	for _, f := range flights {
+		select {
+		case <-f.done:
+			if f.err != nil {
+				return f.err
 			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 	return nil

@@ -68,7 +68,7 @@ func TestPrefetchOutlivesAReader(t *testing.T) {
 	r := newRig(t, m, rigOptions{}, src)
 	ctx, leave := context.WithCancel(t.Context())
 	read := make(chan error, 1)
-	go func() { read <- r.Wait(ctx, 0, 10) }()
+	go func() { read <- r.Wait(ctx, base, 10) }()
 	receive(t, src.opened)
 	done := make(chan error, 1)
 	started := make(chan struct{})
@@ -129,7 +129,7 @@ func TestReaderPullsPrefetchAlong(t *testing.T) {
 		defer r.mu.Unlock()
 		return len(r.flights) > 0
 	})
-	if err := r.check(t.Context(), 2*chunkSize, 100); err != nil {
+	if err := r.check(t.Context(), base+2*chunkSize, 100); err != nil {
 		t.Error(err)
 	}
 	release()

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -85,7 +86,14 @@ type nowhere struct{}
 
 func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
-// chunked is a layer with one file of n chunks.
+// An eStargz starts with a landmark, in a chunk and a block of its own; the
+// first chunk of the first file and its offset in the device are these.
+const (
+	firstChunk = 1
+	base       = index.BlockSize
+)
+
+// chunked is a layer with one file of n chunks: see firstChunk. The TOC is last.
 func chunked(t testing.TB, n int) made {
 	t.Helper()
 	return makeLayer(t, testimage.EStargz, testimage.Options{}, file("file", n*chunkSize, 1))
@@ -189,11 +197,11 @@ func (r *rig) quiet(t testing.TB) {
 	})
 }
 
-// waiting is how many readers wait for a chunk.
-func (r *rig) waiting(chunk int) int {
+// waiting is how many readers wait for what the first chunk comes with.
+func (r *rig) waiting() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f := r.flights[chunk]; f != nil {
+	if f := r.flights[firstChunk]; f != nil {
 		return f.fetch.waiting
 	}
 	return 0
@@ -266,6 +274,11 @@ func (w *watched) seen() []blobtest.Call {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]blobtest.Call(nil), w.calls...)
+}
+
+// sizedChunk is the chunk of a file of that size.
+func (m made) sizedChunk(size int64) int {
+	return slices.IndexFunc(m.index.Chunks, func(c index.Chunk) bool { return c.Size == size })
 }
 
 func always(blobtest.Call) bool { return true }

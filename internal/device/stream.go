@@ -56,7 +56,7 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 		}
 		err = fmt.Errorf("chunk %d: %w", fl.chunk, err)
 		if !errors.Is(err, blob.ErrCorrupt) {
-			return append(failed, flights[i:]...), err
+			return append(failed, flights[i:]...), errors.Join(last, err)
 		}
 		d.stats.corrupt.Add(1)
 		failed, last = append(failed, fl), err

@@ -7,11 +7,16 @@
 //
 // The root directory of an image holds
 //
-//	diff/   the layer's tree
-//	l/x     a symbolic link to ../diff
+//	diff/          the layer's tree
+//	l/x            a symbolic link to ../diff
+//	link           a symbolic link to ../link
+//	lower          a symbolic link to ../lower
+//	lower-layers   a symbolic link to ../lower-layers
 //
-// so that one mount serves both as a layer's files and as the link by which
-// containers/storage names them in a mount's options.
+// so that one mount serves as a layer's files, as the link by which older
+// versions of containers/storage name them in a mount's options, and, next to
+// three files that lie beside the mount, as a layer's whole directory, which
+// newer versions clone and id-map: see package imagestore.
 //
 // An image is three runs of blocks: the superblock; the inodes, each followed
 // by its extended attributes and, where it fits, its content; and the content

@@ -107,8 +107,12 @@ func forEachMethod(t *testing.T, idx *index.Index, f func(t *testing.T, target s
 // compareMount compares every observable of a mounted tree with the index.
 func compareMount(t *testing.T, idx *index.Index, target string) {
 	t.Helper()
-	if got, err := os.Readlink(filepath.Join(target, "l/x")); err != nil || got != "../diff" {
-		t.Errorf("l/x points to %q (%v)", got, err)
+	for name, want := range map[string]string{
+		"l/x": "../diff", "link": "../link", "lower": "../lower", "lower-layers": "../lower-layers",
+	} {
+		if got, err := os.Readlink(filepath.Join(target, name)); err != nil || got != want {
+			t.Errorf("%s points to %q (%v)", name, got, err)
+		}
 	}
 	c := comparer{t: t, idx: idx, numbers: map[int32]uint64{}}
 	c.compare(0, filepath.Join(target, "diff"))

@@ -16,9 +16,12 @@ import (
 
 // The inodes above the layer's own. Inode i of the index is node layerRoot+i.
 const (
-	rootNode  int32 = iota // holds diff and l
+	rootNode  int32 = iota // holds diff, l and the links out
 	linkDir                // holds x
 	linkNode               // points to ../diff
+	linkOut                // these point to files beside the mount
+	lowerOut               //
+	layersOut              //
 	layerRoot              // diff, the root of the layer
 )
 
@@ -60,16 +63,25 @@ func newPlan(idx *index.Index) (*plan, error) {
 // that images of equal layers are equal.
 func topInodes() [layerRoot]index.Inode {
 	epoch := time.Unix(0, 0)
+	symlink := func(target string) index.Inode {
+		return index.Inode{Mode: unix.S_IFLNK | 0o777, Nlink: 1, ModTime: epoch, Target: target}
+	}
 	return [layerRoot]index.Inode{
 		rootNode: {
 			Mode: unix.S_IFDIR | 0o755, Nlink: 4, ModTime: epoch,
-			Entries: []index.Dirent{{Name: "diff", Inode: 0}, {Name: "l", Inode: linkDir - layerRoot}},
+			Entries: []index.Dirent{
+				{Name: "diff", Inode: 0}, {Name: "l", Inode: linkDir - layerRoot}, {Name: "link", Inode: linkOut - layerRoot},
+				{Name: "lower", Inode: lowerOut - layerRoot}, {Name: "lower-layers", Inode: layersOut - layerRoot},
+			},
 		},
 		linkDir: {
 			Mode: unix.S_IFDIR | 0o755, Nlink: 2, ModTime: epoch,
 			Entries: []index.Dirent{{Name: "x", Inode: linkNode - layerRoot}},
 		},
-		linkNode: {Mode: unix.S_IFLNK | 0o777, Nlink: 1, ModTime: epoch, Target: "../diff"},
+		linkNode:  symlink("../diff"),
+		linkOut:   symlink("../link"),
+		lowerOut:  symlink("../lower"),
+		layersOut: symlink("../lower-layers"),
 	}
 }
 

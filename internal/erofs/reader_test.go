@@ -170,7 +170,7 @@ func compareImage(t *testing.T, idx *index.Index, m image) {
 		t.Fatal(err)
 	}
 	root := m.inode(m.u16(1024 + 14))
-	if len(root.Entries) != 2 || root.Entries[0].Name != "diff" {
+	if len(root.Entries) != 5 || root.Entries[0].Name != "diff" {
 		t.Fatalf("root holds %v", root.Entries)
 	}
 	nids := map[int32]int32{0: root.Entries[0].Inode}

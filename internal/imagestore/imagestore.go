@@ -4,6 +4,19 @@
 // additional image store in which our layers are recorded, and the main stores
 // of the runtimes, to see what they refer to.
 //
+// The directory overlay/<id> of a recorded layer is a symbolic link to a mount:
+//
+//	<records>/<32 hex of id>/tree           bind mount of the layer's EROFS image
+//	                         link           read through links in tree: see package erofs
+//	                         lower
+//	                         lower-layers
+//
+// Up to v1.61 containers/storage takes a layer's tree from where its file link
+// leads, for a user namespace from an id-mapped clone of the directory two above
+// that; from v1.64 on from diff in the layer's directory, for a user namespace
+// from an id-mapped clone of that directory. Neither clone has submounts. Both
+// are the EROFS mount here.
+//
 // A record in an image store is a promise to every process that has the store
 // open, made without asking them. Its rules, learned on real runtimes:
 //
@@ -32,6 +45,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/mount"
 )
 
 // The files of a store: go.podman.io/storage, store.go, layers.go and
@@ -84,13 +98,14 @@ func ChainID(parent string, diffID digest.Digest) string {
 
 // Store is an additional image store that we write. Its methods may be called
 // concurrently, by several processes.
-type Store struct{ root string }
+type Store struct{ root, records string }
 
-// Create opens the store at root and makes what is missing of it.
-func Create(root string) (*Store, error) {
-	s := &Store{root: root}
-	for _, dir := range []string{layersDir, imagesDir, filepath.Join(driverDir, "l"), stagingDir} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+// Create opens the store at root and makes what is missing of it. What a reboot
+// undoes is kept in records.
+func Create(root, records string) (*Store, error) {
+	s := &Store{root: root, records: records}
+	for _, dir := range []string{s.path(layersDir), s.path(imagesDir), s.path(driverDir, "l"), s.path(stagingDir), records} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("creating image store: %w", err)
 		}
 	}
@@ -139,9 +154,8 @@ const stagingDir = "staging"
 var layerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Publish records a chain of layers, base first, each the parent of the next.
-// Layers that are recorded already stay as they are. The tree of a layer is
-// <MountDirectory>/diff, and <MountDirectory>/l/x points to it; MountDirectory
-// is absolute and need not exist yet.
+// Layers that are recorded already stay as they are. An image made by package
+// erofs is mounted at a layer's MountDirectory, an absolute path.
 func (s *Store) Publish(ctx context.Context, chain []Layer) error {
 	unlock, err := s.lock(ctx)
 	if err != nil {
@@ -157,18 +171,18 @@ func (s *Store) Publish(ctx context.Context, chain []Layer) error {
 		known[l.ID] = true
 	}
 	layers := old
-	lower := "" // the lower file of the next layer: its parents, nearest first
+	var below parents
 	for i, l := range chain {
 		if err := checkChain(chain, i); err != nil {
 			return err
 		}
 		if !known[l.ID] {
-			if err := s.stage(l, lower); err != nil {
+			if err := s.stage(l, below); err != nil {
 				return fmt.Errorf("publishing layer %s: %w", l.ID, err)
 			}
 			layers = append(layers, l)
 		}
-		lower = strings.TrimSuffix(linkText(l.MountDirectory)+":"+lower, ":")
+		below = append(parents{l}, below...)
 	}
 	if len(layers) == len(old) {
 		return nil
@@ -204,35 +218,85 @@ func checkChain(chain []Layer, i int) error {
 	return nil
 }
 
-// stage makes a layer's directory. The link trick lets a runtime clone and
-// id-map the mount of the layer itself: link and lower lead out of the store,
-// by more ".." than any store is deep, into the mount.
-func (s *Store) stage(l Layer, lower string) error {
-	dir := s.path(stagingDir, l.ID)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+// parents are the layers below one, nearest first.
+type parents []Layer
+
+// join makes a file of one line about the layers.
+func (p parents) join(of func(Layer) string) string {
+	var all []string
+	for _, l := range p {
+		all = append(all, of(l))
 	}
-	// A directory that a crash left without its record.
-	if err := os.RemoveAll(s.path(driverDir, l.ID)); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.Symlink(filepath.Join(l.MountDirectory, "diff"), filepath.Join(dir, "diff")); err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(dir, "link"), []byte(linkText(l.MountDirectory)), 0o600); err != nil {
-		return err
-	}
-	if lower == "" {
-		return nil
-	}
-	return atomicfile.Write(filepath.Join(dir, "lower"), []byte(lower), 0o600)
+	return strings.Join(all, ":")
 }
 
-func linkText(mount string) string {
-	return strings.Repeat("../", 10) + strings.TrimPrefix(filepath.Join(mount, "l", "x"), "/")
+// stage makes a layer's directory.
+func (s *Store) stage(l Layer, below parents) error {
+	if err := s.dropView(l.ID); err != nil {
+		return err
+	}
+	view := s.view(l.ID)
+	if err := os.MkdirAll(filepath.Join(view, treeName), 0o700); err != nil {
+		return err
+	}
+	files := map[string]string{"link": linkText(l)}
+	if len(below) > 0 {
+		files["lower"] = below.join(linkText)
+		files["lower-layers"] = below.join(func(l Layer) string { return l.ID })
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(view, name), []byte(content), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := mount.Bind(l.MountDirectory, filepath.Join(view, treeName)); err != nil {
+		return err
+	}
+	for _, name := range []string{s.path(stagingDir, l.ID), s.path(driverDir, l.ID)} {
+		if err := os.RemoveAll(name); err != nil { // what a crash left without its record
+			return err
+		}
+	}
+	return os.Symlink(filepath.Join(view, treeName), s.path(stagingDir, l.ID))
+}
+
+// treeName is the mount in a layer's view.
+const treeName = "tree"
+
+// view is the directory that overlay/<id> leads into. Its name is short, since
+// mount options are limited to a page.
+func (s *Store) view(id string) string { return filepath.Join(s.records, id[:32]) }
+
+// dropView removes what overlay/<id> leads to. Containers keep what they have.
+func (s *Store) dropView(id string) error {
+	if err := mount.Unbind(filepath.Join(s.view(id), treeName)); err != nil {
+		return err
+	}
+	return os.RemoveAll(s.view(id))
+}
+
+// Detach takes away what all records lead to; the records stay. Until
+// [Store.Recover] the paths of their layers do not resolve.
+func (s *Store) Detach() error {
+	entries, err := os.ReadDir(s.records)
+	if err != nil {
+		return fmt.Errorf("detaching records: %w", err)
+	}
+	for _, e := range entries {
+		if err := mount.Unbind(filepath.Join(s.records, e.Name(), treeName)); err != nil {
+			return fmt.Errorf("detaching records: %w", err)
+		}
+		if err := os.RemoveAll(filepath.Join(s.records, e.Name())); err != nil {
+			return fmt.Errorf("detaching records: %w", err)
+		}
+	}
+	return nil
+}
+
+// linkText leads from overlay/l/ out of the store, by more ".." than any store
+// is deep, to the mount of the layer.
+func linkText(l Layer) string {
+	return strings.Repeat("../", 10) + strings.TrimPrefix(filepath.Join(l.MountDirectory, "l", "x"), "/")
 }
 
 // Withdraw removes records, and then the directories of their layers. Ids that
@@ -283,16 +347,16 @@ func (s *Store) dropDirectory(id string) error {
 	if err := os.RemoveAll(s.path(stagingDir, id)); err != nil {
 		return err
 	}
-	err := os.Rename(s.path(driverDir, id), s.path(stagingDir, id))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(s.path(driverDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.RemoveAll(s.path(stagingDir, id))
+	return s.dropView(id)
 }
 
-// Recover puts right what a crash left: directories without a record go, and
-// records without a directory get it back if mountDirectory knows the layer's
-// blob. It returns the ids of records that it could not make whole.
+// Recover puts right what a reboot or a crash left: directories without a record
+// go, and every record leads to its layer again if mountDirectory knows where
+// the layers of its chain, by their blobs, are mounted. It returns the ids of
+// the other records; their paths do not resolve.
 func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Digest) (string, bool)) ([]string, error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
@@ -305,30 +369,25 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 	}
 	byID := map[string]Layer{}
 	for _, l := range layers {
-		byID[l.ID] = l
+		var ok bool
+		if l.MountDirectory, ok = mountDirectory(l.BlobDigest); ok && layerID.MatchString(l.ID) {
+			byID[l.ID] = l
+		}
 	}
-	if err := s.dropStrays(byID); err != nil {
+	if err := s.Detach(); err != nil {
+		return nil, err
+	}
+	if err := s.dropStrays(layers); err != nil {
 		return nil, err
 	}
 	var broken []string
 	for _, l := range layers {
-		if _, err := os.Lstat(s.path(driverDir, l.ID, "diff")); err == nil {
-			continue
-		}
-		lower, ok := "", layerID.MatchString(l.ID)
-		for p := l; ok && p.Parent != ""; {
-			p, ok = byID[p.Parent]
-			var dir string
-			if ok {
-				dir, ok = mountDirectory(p.BlobDigest)
-			}
-			lower = strings.TrimPrefix(lower+":"+linkText(dir), ":")
-		}
-		if l.MountDirectory, ok = withDirectory(ok, l.BlobDigest, mountDirectory); !ok {
+		below, ok := ancestors(byID, l)
+		if !ok {
 			broken = append(broken, l.ID)
 			continue
 		}
-		if err := s.stage(l, lower); err != nil {
+		if err := s.stage(byID[l.ID], below); err != nil {
 			return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
 		}
 		if err := os.Rename(s.path(stagingDir, l.ID), s.path(driverDir, l.ID)); err != nil {
@@ -338,23 +397,33 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 	return broken, nil
 }
 
-func withDirectory(ok bool, blob digest.Digest, mountDirectory func(digest.Digest) (string, bool)) (string, bool) {
-	if !ok {
-		return "", false
+// ancestors are the layers below one; not ok if one of them, or the layer
+// itself, is not known.
+func ancestors(known map[string]Layer, l Layer) (below parents, ok bool) {
+	for l, ok = known[l.ID]; ok && l.Parent != ""; {
+		if l, ok = known[l.Parent]; ok {
+			below = append(below, l)
+		}
+		if len(below) > len(known) {
+			return nil, false // a circle
+		}
 	}
-	return mountDirectory(blob)
+	return below, ok
 }
 
 // dropStrays removes layer directories that have no record.
-func (s *Store) dropStrays(known map[string]Layer) error {
+func (s *Store) dropStrays(layers []Layer) error {
+	known := map[string]bool{}
+	for _, l := range layers {
+		known[l.ID] = true
+	}
 	for _, dir := range []string{driverDir, stagingDir} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
 			return fmt.Errorf("recovering %s: %w", s.root, err)
 		}
 		for _, e := range entries {
-			_, recorded := known[e.Name()]
-			if dir == driverDir && (recorded || e.Name() == "l") {
+			if dir == driverDir && (known[e.Name()] || e.Name() == "l") {
 				continue
 			}
 			if err := os.RemoveAll(s.path(dir, e.Name())); err != nil {

@@ -5,8 +5,10 @@ package imagestore
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,11 +25,22 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func chain(n int) []Layer {
+// chain returns layers whose trees look like mounts of package erofs.
+func chain(t *testing.T, n int) []Layer {
+	t.Helper()
+	dir := t.TempDir()
 	var layers []Layer
 	parent := ""
 	for i := range n {
-		l := probeLayer(parent, "layer "+string(rune('a'+i)), "/run/holdfast/layers/"+string(rune('a'+i)))
+		l := probeLayer(parent, "layer "+string(rune('a'+i)), filepath.Join(dir, string(rune('a'+i))))
+		if err := os.MkdirAll(filepath.Join(l.MountDirectory, "diff", "of", string(rune('a'+i))), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"link", "lower", "lower-layers"} {
+			if err := os.Symlink("../"+name, filepath.Join(l.MountDirectory, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		layers, parent = append(layers, l), l.ID
 	}
 	return layers
@@ -35,10 +48,16 @@ func chain(n int) []Layer {
 
 func create(t *testing.T) *Store {
 	t.Helper()
-	s, err := Create(filepath.Join(t.TempDir(), "store"))
+	dir := t.TempDir()
+	s, err := Create(filepath.Join(dir, "store"), filepath.Join(dir, "records"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := s.Detach(); err != nil {
+			t.Error(err)
+		}
+	})
 	return s
 }
 
@@ -80,7 +99,7 @@ func TestProbeIsReadByContainersStorage(t *testing.T) {
 }
 
 func TestPublish(t *testing.T) {
-	s, c := create(t), chain(3)
+	s, c := create(t), chain(t, 3)
 	if err := s.Publish(t.Context(), c[:1]); err != nil {
 		t.Fatal(err)
 	}
@@ -97,23 +116,36 @@ func TestPublish(t *testing.T) {
 	if d := cmp.Diff(c, got, cmpopts.IgnoreFields(Layer{}, "MountDirectory")); d != "" {
 		t.Error(d)
 	}
-	const up = "../../../../../../../../../../run/holdfast/layers/"
-	if got := read(t, s, driverDir, c[1].ID, "link"); got != up+"b/l/x" {
+	up := strings.Repeat("../", 10)
+	if got := read(t, s, driverDir, c[1].ID, "link"); got != up+c[1].MountDirectory[1:]+"/l/x" {
 		t.Errorf("link is %q", got)
 	}
-	if got, want := read(t, s, driverDir, c[2].ID, "lower"), up+"b/l/x:"+up+"a/l/x"; got != want {
+	if got, want := read(t, s, driverDir, c[2].ID, "lower"), up+c[1].MountDirectory[1:]+"/l/x:"+up+c[0].MountDirectory[1:]+"/l/x"; got != want {
 		t.Errorf("lower is %q, want %q", got, want)
 	}
-	if _, err := os.Stat(s.path(driverDir, c[0].ID, "lower")); err == nil {
-		t.Error("the base has a lower file")
+	if got, want := read(t, s, driverDir, c[2].ID, "lower-layers"), c[1].ID+":"+c[0].ID; got != want {
+		t.Errorf("lower-layers is %q, want %q", got, want)
 	}
-	if got, err := os.Readlink(s.path(driverDir, c[0].ID, "diff")); err != nil || got != "/run/holdfast/layers/a/diff" {
-		t.Errorf("diff is %q, %v", got, err)
+	for _, name := range []string{"lower", "lower-layers"} {
+		if _, err := os.Stat(s.path(driverDir, c[0].ID, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the base has a file %s (%v)", name, err)
+		}
+	}
+	for i, l := range c {
+		if _, err := os.Stat(s.path(driverDir, l.ID, "diff", "of", string(rune('a'+i)))); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.path(driverDir, c[0].ID)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a detached layer resolves (%v)", err)
 	}
 }
 
 func TestPublishRefusesBrokenChains(t *testing.T) {
-	s, c := create(t), chain(2)
+	s, c := create(t), chain(t, 2)
 	for name, bad := range map[string][]Layer{
 		"no parent":      c[1:],
 		"wrong order":    {c[1], c[0]},
@@ -131,7 +163,7 @@ func TestPublishRefusesBrokenChains(t *testing.T) {
 }
 
 func TestWithdraw(t *testing.T) {
-	s, c := create(t), chain(3)
+	s, c := create(t), chain(t, 3)
 	if err := s.Publish(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +186,7 @@ func TestWithdraw(t *testing.T) {
 }
 
 func TestRecover(t *testing.T) {
-	s, c := create(t), chain(3)
+	s, c := create(t), chain(t, 3)
 	if err := s.Publish(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -184,20 +216,26 @@ func TestRecover(t *testing.T) {
 	if _, err := os.Stat(s.path(driverDir, stray)); err == nil {
 		t.Error("stray directory is still there")
 	}
-	if err := os.RemoveAll(s.path(driverDir, c[1].ID)); err != nil {
-		t.Fatal(err)
-	}
-	broken, err = s.Recover(t.Context(), func(digest.Digest) (string, bool) { return "", false })
+	broken, err = s.Recover(t.Context(), func(d digest.Digest) (string, bool) {
+		dir, ok := known(d)
+		return dir, ok && d != c[1].BlobDigest
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{c[1].ID}, broken); d != "" {
+	if d := cmp.Diff(ids(c[1:]), broken); d != "" {
 		t.Error(d)
+	}
+	if _, err := os.Stat(s.path(driverDir, c[1].ID)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a layer that is not mounted resolves (%v)", err)
+	}
+	if _, err := os.Stat(s.path(driverDir, c[0].ID, "diff")); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestLockHonoursContext(t *testing.T) {
-	s, c := create(t), chain(1)
+	s, c := create(t), chain(t, 1)
 	unlock, err := s.lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +249,7 @@ func TestLockHonoursContext(t *testing.T) {
 }
 
 func TestReferences(t *testing.T) {
-	c := chain(4)
+	c := chain(t, 4)
 	root := t.TempDir()
 	write := func(name, content string) {
 		t.Helper()

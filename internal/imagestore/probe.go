@@ -28,8 +28,8 @@ func Probe(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
-func probe(ctx context.Context, scratch string) error {
-	own, err := Create(filepath.Join(scratch, "store"))
+func probe(ctx context.Context, scratch string) (err error) {
+	own, err := Create(filepath.Join(scratch, "store"), filepath.Join(scratch, "records"))
 	if err != nil {
 		return err
 	}
@@ -40,6 +40,7 @@ func probe(ctx context.Context, scratch string) error {
 			return err
 		}
 	}
+	defer func() { err = errors.Join(err, own.Detach()) }()
 	// An earlier reader must see the records without being opened again.
 	reader, err := storage.GetStore(storage.StoreOptions{
 		GraphRoot: filepath.Join(scratch, "root"), RunRoot: filepath.Join(scratch, "run"),

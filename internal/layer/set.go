@@ -35,6 +35,10 @@ type Set struct {
 	sched        *device.Scheduler
 	log          *slog.Logger
 
+	// changing is held while layers come and go, before mu. What a directory's
+	// name says and what the set holds differ only within it.
+	changing sync.Mutex
+
 	mu     sync.Mutex // protects the fields below
 	layers map[digest.Digest]*Layer
 }
@@ -136,6 +140,8 @@ func (s *Set) All() []*Layer {
 
 // Remove unmounts a layer and deletes it from disk. Nothing may refer to it.
 func (s *Set) Remove(d digest.Digest) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
 	s.mu.Lock()
 	l, ok := s.layers[d]
 	delete(s.layers, d)
@@ -149,15 +155,23 @@ func (s *Set) Remove(d digest.Digest) error {
 	if err := l.close(); err != nil {
 		s.log.Warn("closing layer", "layer", d, "err", err)
 	}
-	// Renamed first: a directory is a layer as long as it has its name.
-	trash := filepath.Join(s.root, stagingPrefix+d.Encoded())
-	if err := os.Rename(l.dir, trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing layer %s: %w", d, err)
-	}
-	if err := os.RemoveAll(trash); err != nil {
+	if err := s.discard(d); err != nil {
 		return fmt.Errorf("removing layer %s: %w", d, err)
 	}
 	return nil
+}
+
+// discard deletes a layer's directory, if there is one. It is renamed first: a
+// directory is a layer as long as it has its name.
+func (s *Set) discard(d digest.Digest) error {
+	trash := filepath.Join(s.root, stagingPrefix+d.Encoded())
+	if err := os.RemoveAll(trash); err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(s.root, d.Encoded()), trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(trash)
 }
 
 // Run makes what has been fetched durable, until ctx ends.

@@ -69,22 +69,32 @@ func (st *Stage) Commit(ctx context.Context, m Meta, idx *index.Index, complete 
 	if err := st.write(m, idx, complete); err != nil {
 		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
 	}
-	dir := filepath.Join(st.set.root, m.Digest.Encoded())
-	if err := os.Rename(st.dir, dir); err != nil {
-		if l, ok := st.set.Get(m.Digest); ok {
-			return l, nil // another stage was first
-		}
-		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
+	st.set.changing.Lock()
+	defer st.set.changing.Unlock()
+	if l, ok := st.set.Get(m.Digest); ok {
+		return l, nil // another stage was first
 	}
-	if err := atomicfile.SyncDir(st.set.root); err != nil {
+	if err := st.moveIn(m.Digest); err != nil {
 		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
 	}
 	l, err := st.set.openAndMount(ctx, m.Digest)
 	if err != nil {
 		// Nothing refers to it yet.
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, st.set.discard(m.Digest))
 	}
 	return l, nil
+}
+
+// moveIn gives the stage's directory its name, in place of a layer that could
+// not be loaded.
+func (st *Stage) moveIn(d digest.Digest) error {
+	if err := st.set.discard(d); err != nil {
+		return err
+	}
+	if err := os.Rename(st.dir, filepath.Join(st.set.root, d.Encoded())); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(st.set.root)
 }
 
 func (st *Stage) write(m Meta, idx *index.Index, complete bool) error {

@@ -211,6 +211,28 @@ func kernelMessage(fd int) string {
 	return " (" + string(buf[:n]) + ")"
 }
 
+// Bind shows the directory of one mount at another place, too. [Unbind] ends it.
+func Bind(source, target string) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("binding %s to %s: %w", source, target, err)
+	}
+	return nil
+}
+
+// Unbind ends whatever is mounted at target, at once for all who come later; if
+// nothing is, or there is no target, it does nothing.
+func Unbind(target string) error {
+	for {
+		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting %s: %w", target, err)
+		}
+	}
+}
+
 // Mounted reports whether an EROFS image is mounted at target. It does not
 // touch the image's device.
 func Mounted(target string) (bool, error) {

@@ -137,9 +137,6 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 // digest and its diff ID. Its index is made from the verified tar: an index that
 // the blob carries could show another tree.
 func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, progress func(Event)) (*layer.Layer, error) {
-	if !hasIndex(l) {
-		return nil, fmt.Errorf("reading the index of layer %s: %w", l.Digest, index.ErrNoIndex)
-	}
 	var failed error
 	for _, src := range img.sources() {
 		got, err := p.addVerifiedFrom(ctx, src, l, progress)
@@ -152,11 +149,6 @@ func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, prog
 		failed = errors.Join(failed, fmt.Errorf("%s: %w", src, err))
 	}
 	return nil, failed
-}
-
-// hasIndex reports whether a layer says that it brings an index along.
-func hasIndex(l *plan) bool {
-	return index.Annotated(l.desc.Annotations)
 }
 
 func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan, progress func(Event)) (_ *layer.Layer, err error) {

@@ -4,6 +4,7 @@ package prepare
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -52,6 +53,13 @@ func (p *Preparer) plan(img *resolved) []*plan {
 		var ok bool
 		if l.compression, ok = layerCompression(desc.MediaType); !ok {
 			l.leave(fmt.Sprintf("media type %q is not supported", desc.MediaType))
+		}
+		if _, have := p.layers.Get(l.Digest); !have && !index.Annotated(desc.Annotations) {
+			l.leave(index.ErrNoIndex.Error()) // now: nothing above it need be fetched
+		}
+		if slices.ContainsFunc(plans, func(below *plan) bool { return below.Digest == l.Digest }) {
+			// overlayfs does not take a directory twice (ELOOP).
+			l.leave("the image has the same layer twice, and it can only be mounted once")
 		}
 		plans = append(plans, l)
 	}

@@ -83,8 +83,13 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 	return p, nil
 }
 
-// Wait returns when all work in the background has ended.
-func (p *Preparer) Wait() { _ = p.background.Wait() }
+// Wait returns when all work has ended, also that whose callers have left.
+// Prepare must not be called any more.
+func (p *Preparer) Wait() {
+	p.preparing.Wait()
+	p.adding.Wait()
+	_ = p.background.Wait()
+}
 
 // Action says what becomes of a layer.
 type Action string
@@ -159,6 +164,9 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if p.policy.Exclude.Match(ref) {
 		return &Result{Reference: ref.String(), Reason: "excluded by the configuration"}, nil
 	}
+	progress, stop := untilStopped(req.Progress)
+	defer stop() // others may go on with what this caller began
+	req.Progress = progress
 	key := fmt.Sprintf("%s %v", ref, credentialsKey(req.Credentials))
 	res, err := p.preparing.Do(ctx, key, func(ctx context.Context) (*Result, error) {
 		w := newWatchdog(ctx, p.policy.StallTimeout)
@@ -225,9 +233,12 @@ func (p *Preparer) prepared(ref reference.Named, creds *registry.Credentials) (*
 	if err != nil {
 		return nil, false
 	}
-	for _, l := range img.Layers {
-		if l.Action == Left {
+	for i, l := range img.Layers {
+		if l.Action == Left && i == len(img.Layers)-1 && l.Size <= p.policy.TopLayerLimit {
 			continue
+		}
+		if l.Action == Left {
+			return nil, false // the reason may be gone
 		}
 		have, ok := p.layers.Get(l.Digest)
 		if !ok {

@@ -4,6 +4,7 @@ package prepare
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
@@ -21,7 +22,8 @@ func (p *Preparer) Restore(ctx context.Context) error {
 	}
 	defer done()
 	broken, err := p.store.Recover(ctx, func(d digest.Digest) (string, bool) {
-		return p.layers.MountDirectory(d), true
+		_, served := p.layers.Get(d)
+		return p.layers.MountDirectory(d), served
 	})
 	if err != nil {
 		return err
@@ -91,7 +93,8 @@ func (p *Preparer) Suspend(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	return p.withdraw(ctx, func(digest.Digest) bool { return true })
+	err = p.withdraw(ctx, func(digest.Digest) bool { return true })
+	return errors.Join(err, p.store.Detach())
 }
 
 // withdraw removes the records of layers for which unserved is true, and those

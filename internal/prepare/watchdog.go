@@ -49,3 +49,19 @@ func (w *watchdog) watch(next func(Event)) func(Event) {
 		next(e)
 	}
 }
+
+// untilStopped returns a function that calls next, until stop has been called.
+func untilStopped(next func(Event)) (progress func(Event), stop func()) {
+	var mu sync.Mutex
+	return func(e Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if next != nil {
+				next(e)
+			}
+		}, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			next = nil
+		}
+}

@@ -148,7 +148,7 @@ func TestTmpfilesMakeTheStore(t *testing.T) {
 	for range 2 { // the second time it finds all of it
 		command(t, "systemd-tmpfiles", "--root="+dir, "--create", source)
 	}
-	if _, err := imagestore.Create(filepath.Join(dir, "daemon")); err != nil {
+	if _, err := imagestore.Create(filepath.Join(dir, "daemon"), filepath.Join(dir, "records")); err != nil {
 		t.Fatal(err)
 	}
 	want, got := tree(t, filepath.Join(dir, "daemon")), tree(t, filepath.Join(dir, cfg.StorePath()))

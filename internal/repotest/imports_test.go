@@ -23,7 +23,6 @@ var levels = map[string]int{
 	"internal/cache":         1,
 	"internal/config":        1,
 	"internal/erofs":         1,
-	"internal/imagestore":    1,
 	"internal/index/toc":     1,
 
 	"internal/index/estargz":     2,
@@ -33,17 +32,18 @@ var levels = map[string]int{
 	"internal/fusedev":           2,
 	"internal/mount":             2,
 
-	"internal/layer":   3,
-	"internal/prepare": 4,
-	"internal/control": 5,
-	"internal/daemon":  6,
-	"cmd/holdfast":     7,
+	"internal/imagestore": 3,
+	"internal/layer":      3,
+	"internal/prepare":    4,
+	"internal/control":    5,
+	"internal/daemon":     6,
+	"cmd/holdfast":        7,
 }
 
 // testOnly are the packages that only tests, the demo and the bench may import.
 func testOnly(path string) bool {
 	switch path {
-	case "internal/blob/blobtest", "internal/index/indextest", "internal/repotest",
+	case "internal/blob/blobtest", "internal/index/indextest", "internal/layer/layertest", "internal/repotest",
 		"internal/shape", "internal/testimage", "internal/testregistry":
 		return true
 	}

@@ -12,9 +12,15 @@ import (
 
 // Calls shares calls by key. The zero value is ready; it is safe for concurrent use.
 type Calls[T any] struct {
+	running sync.WaitGroup
+
 	mu    sync.Mutex // protects the fields below, and those of all calls
 	calls map[string]*call[T]
 }
+
+// Wait returns when no call is under way, also none whose callers have left.
+// Do must not be called any more.
+func (c *Calls[T]) Wait() { c.running.Wait() }
 
 type call[T any] struct {
 	cancel  context.CancelCauseFunc
@@ -68,7 +74,7 @@ func (c *Calls[T]) start(ctx context.Context, key string, fn func(context.Contex
 		c.calls = map[string]*call[T]{}
 	}
 	c.calls[key] = cl
-	go func() {
+	c.running.Go(func() {
 		cl.value, cl.err = fn(ctx)
 		c.mu.Lock()
 		if c.calls[key] == cl {
@@ -76,6 +82,6 @@ func (c *Calls[T]) start(ctx context.Context, key string, fn func(context.Contex
 		}
 		c.mu.Unlock()
 		close(cl.done)
-	}()
+	})
 	return cl
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.podman.io/image/v5/copy"
@@ -137,9 +138,17 @@ func (c *client) mountImage(image string) string {
 	return a.Path
 }
 
-// layerTree is where a normal pull has put the tree of a layer.
-func (c *client) layerTree(id string) string {
-	return filepath.Join(c.base.Root, "overlay", id, "diff")
+// remove removes an image. The first try fails after it has done everything, for
+// it also wants to remove our layers: go.podman.io/storage, DeleteImage.
+func (c *client) remove(image string) {
+	c.node.t.Helper()
+	_, err := c.try(func(q *call) { q.Op, q.ID = "remove image", image })
+	if err != nil && !strings.Contains(err.Error(), storage.ErrLayerUnknown.Error()) {
+		c.node.t.Error(err)
+	}
+	if left := c.do(func(q *call) { q.Op = "images" }).Names; len(left) > 0 {
+		c.node.t.Errorf("images are left: %v", left)
+	}
 }
 
 // clientMain is the process of a client.

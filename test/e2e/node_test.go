@@ -30,7 +30,11 @@ type node struct {
 	dir      string
 	registry *testregistry.Server
 	daemon   *lab.Daemon
+	traffic  *traffic
+}
 
+// traffic is what the registry was asked for.
+type traffic struct {
 	mu       sync.Mutex // protects the field below
 	requests []request
 }
@@ -52,9 +56,9 @@ func newNode(t *testing.T, o nodeOptions) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir}
+	n := &node{t: t, dir: dir, traffic: &traffic{}}
 	t.Cleanup(n.checkNothingLeft) // after all other cleanups
-	n.registry, err = testregistry.Start(testregistry.Options{Fault: n.observe})
+	n.registry, err = testregistry.Start(testregistry.Options{Fault: n.traffic.observe})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,28 +176,28 @@ func (n *node) layerTree(d digest.Digest) string {
 }
 
 // observe notes who asks the registry for what; it lets everything pass.
-func (n *node) observe(r *http.Request, _ int) testregistry.Fault {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.requests = append(n.requests, request{r.UserAgent(), r.Method, r.URL.Path})
+func (tr *traffic) observe(r *http.Request, _ int) testregistry.Fault {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.requests = append(tr.requests, request{r.UserAgent(), r.Method, r.URL.Path})
 	return testregistry.Fault{}
 }
 
 // resetRequests forgets what was asked for.
 func (n *node) resetRequests() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.requests = nil
+	n.traffic.mu.Lock()
+	defer n.traffic.mu.Unlock()
+	n.traffic.requests = nil
 	n.registry.ResetCounts()
 }
 
 // pulled returns which of the layers were asked for by anybody but the daemon.
 func (n *node) pulled(layers []testimage.Layer) []digest.Digest {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.traffic.mu.Lock()
+	defer n.traffic.mu.Unlock()
 	var got []digest.Digest
 	for _, l := range layers {
-		if slices.ContainsFunc(n.requests, func(r request) bool {
+		if slices.ContainsFunc(n.traffic.requests, func(r request) bool {
 			return !strings.HasPrefix(r.agent, "holdfast/") && strings.HasSuffix(r.path, "/blobs/"+l.Descriptor.Digest.String())
 		}) {
 			got = append(got, l.Descriptor.Digest)
@@ -250,3 +254,11 @@ func (n *node) checkNothingLeft() {
 
 // untilDone is a context for what must be done after the test's own has ended.
 func untilDone(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }
+
+// info asks the daemon about itself.
+func (n *node) info() control.Info {
+	n.t.Helper()
+	info, err := n.daemon.Client().Info(n.t.Context())
+	n.must(err)
+	return info
+}

@@ -15,7 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/prepare"
 )
 
 // Daemon is a Holdfast daemon in directories of its own.
@@ -65,8 +68,8 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // the daemon has its own descriptor
-	cmd := exec.Command(d.Binary, "serve", "--config", d.Config())
+	defer log.Close()                                              //nolint:errcheck // the daemon has its own descriptor
+	cmd := exec.Command(d.Binary, "serve", "--config", d.Config()) //nolint:noctx // it ends with Stop or Kill
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
@@ -115,7 +118,7 @@ func (d *Daemon) Stop() error {
 		return nil
 	case <-time.After(30 * time.Second):
 		err := d.cmd.Process.Kill()
-		<-d.exited
+		<-d.exited //nolint:errcheck // it was killed
 		d.cmd = nil
 		return errors.Join(errors.New("daemon did not end within 30 seconds"), err)
 	}
@@ -127,7 +130,7 @@ func (d *Daemon) Kill() error {
 		return nil
 	}
 	err := d.cmd.Process.Kill()
-	<-d.exited
+	<-d.exited //nolint:errcheck // it was killed
 	d.cmd = nil
 	return err
 }
@@ -148,6 +151,38 @@ func (d *Daemon) CLI(ctx context.Context, v any, args ...string) (string, error)
 		}
 	}
 	return out, err
+}
+
+// PrepareAll has an image prepared, and fails unless all its layers are lazy.
+func (d *Daemon) PrepareAll(ctx context.Context, ref string) error {
+	var res prepare.Result
+	if _, err := d.CLI(ctx, &res, "prepare", ref); err != nil {
+		return fmt.Errorf("%w\n%s", err, d.logTail())
+	}
+	if res.Lazy() != len(res.Layers) {
+		return fmt.Errorf("not all layers are lazy: %+v", res)
+	}
+	return nil
+}
+
+// layers returns what the devices of an image have done.
+func (d *Daemon) layers(ctx context.Context, ref string) ([]LayerStart, error) {
+	img, err := d.Client().Image(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	var all []LayerStart
+	for _, l := range img.Layers {
+		if l.Device != nil {
+			all = append(all, LayerStart{l.Digest, l.Device.Fetched, l.Device.Touched, l.Device.Requests})
+		}
+	}
+	return all, nil
+}
+
+// LayerTree is where the daemon mounts the tree of a layer.
+func (d *Daemon) LayerTree(layer digest.Digest) string {
+	return filepath.Join(d.RunRoot(), "layers", layer.Encoded()[:32], "diff")
 }
 
 // RSS is the daemon's resident memory in bytes, now and at its peak.

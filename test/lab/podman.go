@@ -28,6 +28,18 @@ type PodmanOptions struct {
 	Insecure   []string // registries without TLS
 }
 
+// registriesConf is a registries.conf.
+func (o PodmanOptions) registriesConf() string {
+	conf := "unqualified-search-registries = []\n"
+	if o.Hook != "" {
+		conf += fmt.Sprintf("additional-layer-store-auth-helper = %q\n", o.Hook)
+	}
+	for _, host := range o.Insecure {
+		conf += fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
+	}
+	return conf
+}
+
 // NewPodman returns a Podman in dir, which it creates.
 func NewPodman(dir string, o PodmanOptions) (*Podman, error) {
 	storage := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n",
@@ -35,16 +47,9 @@ func NewPodman(dir string, o PodmanOptions) (*Podman, error) {
 	if o.ImageStore != "" {
 		storage += fmt.Sprintf("[storage.options]\nadditionalimagestores = [%q]\n", o.ImageStore)
 	}
-	registries := "unqualified-search-registries = []\n"
-	if o.Hook != "" {
-		registries += fmt.Sprintf("additional-layer-store-auth-helper = %q\n", o.Hook)
-	}
-	for _, host := range o.Insecure {
-		registries += fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
-	}
 	for name, content := range map[string]string{
 		"storage.conf":    storage,
-		"registries.conf": registries,
+		"registries.conf": o.registriesConf(),
 		"policy.json":     `{"default":[{"type":"insecureAcceptAnything"}]}`,
 		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = \"runc\"\n" +
 			fmt.Sprintf("tmp_dir = %q\n", filepath.Join(dir, "tmp")),
@@ -113,6 +118,16 @@ func (p *Podman) RunUntil(ctx context.Context, ready string, then func(), args .
 		return 0, "", fmt.Errorf("container ended without %q: %s", ready, tail(stderr.String()))
 	}
 	return took, line, nil
+}
+
+// Mount mounts the root of a new container of an image, until Reset.
+func (p *Podman) Mount(ctx context.Context, ref string) (string, error) {
+	id, err := p.Run(ctx, "create", "--pull=never", "--network=host", ref)
+	if err != nil {
+		return "", err
+	}
+	path, err := p.Run(ctx, "mount", strings.TrimSpace(id))
+	return strings.TrimSpace(path), err
 }
 
 // Reset removes all containers and images.

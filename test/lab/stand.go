@@ -10,7 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/holdfast/holdfast/internal/shape"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/internal/testregistry"
@@ -25,8 +26,9 @@ type Stand struct {
 	Normal   *Podman
 	Lazy     *Podman
 
-	line *shape.Proxy
-	dir  string
+	line     *shape.Proxy
+	dir      string
+	insecure []string
 }
 
 // Start is one start of a container, from nothing to its first useful output.
@@ -35,9 +37,23 @@ type Start struct {
 	Pull     time.Duration `json:"pull"`
 	Run      time.Duration `json:"run"` // podman run until the ready line
 	Total    time.Duration `json:"total"`
-	Bytes    int64         `json:"bytes"`    // of layers and manifests, that the registry sent until then
+	Bytes    int64         `json:"bytes"`    // of blobs that the registry sent until then
 	Requests int64         `json:"requests"` // to the registry until then
 	Output   string        `json:"output"`   // of the program: must be the same for all
+
+	// Of a lazy start only:
+	PrepareRequests int64                 `json:"prepareRequests,omitempty"` // until the image was prepared
+	Layers          []LayerStart          `json:"layers,omitempty"`
+	Served          []testregistry.Served `json:"-"` // what the registry was asked for until ready
+}
+
+// LayerStart is what the device of a layer had done when a container was ready,
+// in compressed bytes.
+type LayerStart struct {
+	Digest   digest.Digest `json:"digest"`
+	Fetched  int64         `json:"fetched"`  // asked for, on their way included
+	Touched  int64         `json:"touched"`  // of the chunks that were read
+	Requests int64         `json:"requests"` // to the registry
 }
 
 // NewStand sets up a stand in dir with an image; the daemon is not started yet.
@@ -59,9 +75,10 @@ func NewStand(dir, binary string, image testimage.Image, line shape.Line, settin
 	}
 	s.Ref = s.line.Addr() + "/demo:latest"
 	insecure := []string{s.line.Addr(), s.Registry.Host()}
+	s.insecure = insecure
 	lazyDir := filepath.Join(dir, "lazy")
-	settings += fmt.Sprintf("trusted = [%q]\nregistries_conf = %q\nruntime_roots = [%q]\n",
-		s.line.Addr(), filepath.Join(lazyDir, "registries.conf"), filepath.Join(lazyDir, "root"))
+	settings += fmt.Sprintf("trusted = [%q, %q]\nregistries_conf = %q\nruntime_roots = [%q]\n",
+		s.line.Addr(), s.Registry.Host(), filepath.Join(lazyDir, "registries.conf"), filepath.Join(lazyDir, "root"))
 	if s.Daemon, err = NewDaemon(binary, filepath.Join(dir, "daemon"), settings); err != nil {
 		return nil, err
 	}
@@ -70,6 +87,33 @@ func NewStand(dir, binary string, image testimage.Image, line shape.Line, settin
 	}
 	s.Lazy, err = NewPodman(lazyDir, PodmanOptions{ImageStore: s.Daemon.Store(), Insecure: insecure})
 	return s, err
+}
+
+// Push adds an image to the registry and returns its reference, through the line.
+func (s *Stand) Push(image testimage.Image, name string) (string, error) {
+	if _, err := image.PushTo(s.Registry, name, "latest"); err != nil {
+		return "", err
+	}
+	return s.line.Addr() + "/" + name + ":latest", nil
+}
+
+// Unshaped returns the same stand with the line left out. It must not be closed.
+func (s *Stand) Unshaped() *Stand {
+	direct := *s
+	direct.Ref = s.Registry.Host() + strings.TrimPrefix(s.Ref, s.line.Addr())
+	return &direct
+}
+
+// Host is the registry, through the line.
+func (s *Stand) Host() string { return s.line.Addr() }
+
+// Dir is a directory of the stand, for more that belongs to it.
+func (s *Stand) Dir(name string) string { return filepath.Join(s.dir, name) }
+
+// RegistriesConf is a registries.conf for one more client of the registry; hook
+// is its pull hook, "" for none.
+func (s *Stand) RegistriesConf(hook string) string {
+	return PodmanOptions{Hook: hook, Insecure: s.insecure}.registriesConf()
 }
 
 // Close ends and removes everything.
@@ -95,43 +139,43 @@ func (s *Stand) Close(ctx context.Context) error {
 
 // StartNormal pulls and runs the image as it is done without us.
 func (s *Stand) StartNormal(ctx context.Context) (Start, error) {
-	return s.start(ctx, s.Normal, func(context.Context) error { return nil })
+	return s.start(ctx, s.Normal, nil)
 }
 
 // StartLazy prepares, pulls and runs the image. The daemon runs.
 func (s *Stand) StartLazy(ctx context.Context) (Start, error) {
-	return s.start(ctx, s.Lazy, func(ctx context.Context) error {
-		var res prepare.Result
-		if _, err := s.Daemon.CLI(ctx, &res, "prepare", s.Ref); err != nil {
-			return fmt.Errorf("%w\n%s", err, s.Daemon.logTail())
-		}
-		if res.Lazy() != len(res.Layers) {
-			return fmt.Errorf("not all layers are lazy: %+v", res)
-		}
-		return nil
-	})
+	return s.start(ctx, s.Lazy, s.Daemon)
 }
 
-func (s *Stand) start(ctx context.Context, p *Podman, prepareImage func(context.Context) error) (Start, error) {
+// start starts the image with a Podman, after the daemon, if any, has prepared it.
+func (s *Stand) start(ctx context.Context, p *Podman, d *Daemon) (Start, error) {
 	s.Registry.ResetCounts()
 	begin := time.Now()
 	var r Start
-	if err := prepareImage(ctx); err != nil {
-		return r, err
+	if d != nil {
+		if err := d.PrepareAll(ctx, s.Ref); err != nil {
+			return r, err
+		}
+		r.Prepare = time.Since(begin)
+		r.PrepareRequests = s.Registry.Counts().Total
 	}
-	r.Prepare = time.Since(begin)
 	if err := p.Pull(ctx, s.Ref); err != nil {
 		return r, err
 	}
 	r.Pull = time.Since(begin) - r.Prepare
+	var statusErr error
 	ready := func() {
 		r.Total = time.Since(begin)
 		c := s.Registry.Counts()
 		r.Bytes, r.Requests = c.BlobBytes, c.Total
+		if d != nil {
+			r.Served = s.Registry.Served()
+			r.Layers, statusErr = d.layers(ctx, s.Ref)
+		}
 	}
 	var err error
 	r.Run, r.Output, err = p.RunUntil(ctx, ReadyLine, ready, s.Ref)
-	return r, err
+	return r, errors.Join(err, statusErr)
 }
 
 // Rerun runs the image again, with everything that is local by now.
@@ -145,8 +189,14 @@ func (s *Stand) Forget(ctx context.Context) error {
 	if err := errors.Join(s.Normal.Reset(ctx), s.Lazy.Reset(ctx)); err != nil {
 		return err
 	}
-	_, err := s.Daemon.CLI(ctx, nil, "remove", s.Ref)
-	if err != nil && !strings.Contains(err.Error(), prepare.ErrUnknown.Error()) {
+	images, err := s.Daemon.Client().Images(ctx)
+	for _, img := range images {
+		for _, ref := range img.References {
+			_, e := s.Daemon.CLI(ctx, nil, "remove", ref)
+			err = errors.Join(err, e)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	return DropPageCache()

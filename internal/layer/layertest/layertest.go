@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package layertest gives tests what layers are mounted with: a FUSE server for
+// their devices and a mounter that works on this machine. It needs root.
+//
+// It is for tests only and imports testing; production code must not import it.
+package layertest
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/fusedev"
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/mount"
+)
+
+// Exporter serves devices through FUSE: it is a layer.Exporter.
+type Exporter struct{ server *fusedev.Server }
+
+// Export serves a device as a file.
+func (e *Exporter) Export(d digest.Digest, dev *device.Device) (string, error) {
+	if err := e.server.Add(d, dev); err != nil {
+		return "", err
+	}
+	return e.server.Path(d), nil
+}
+
+// Withdraw ends it.
+func (e *Exporter) Withdraw(d digest.Digest) { e.server.Remove(d) }
+
+// Start mounts a FUSE directory below dir and finds out how to mount layers. At
+// the end of the test all is undone; close what uses it before, by a later
+// t.Cleanup.
+func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
+	t.Helper()
+	devices := filepath.Join(dir, "devices")
+	if err := os.MkdirAll(devices, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := fusedev.Mount(devices)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A process that waits for its own answer could not even be killed.
+	watchdog := time.AfterFunc(2*time.Minute, func() { _ = conn.Close() })
+	log := slog.New(slog.DiscardHandler)
+	server := fusedev.New(conn, log)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		watchdog.Stop()
+		if err := errors.Join(<-done, conn.Unmount(), conn.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	server.Ready()
+	name := digest.FromString("probe")
+	if err := server.Add(name, zeros{}); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Remove(name)
+	m, err := mount.Probe(ctx, dir, server.Path(name), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, &Exporter{server}
+}
+
+type zeros struct{}
+
+func (zeros) Size() int64                            { return 16 * index.BlockSize }
+func (zeros) Wait(context.Context, int64, int) error { return nil }
+func (zeros) ReadAt(p []byte, _ int64) (int, error)  { clear(p); return len(p), nil }
+
+// Compare reports how the regular files of a layer's tree differ from the tar
+// that it was made of; "" if they do not.
+func Compare(tree string, plain []byte) string {
+	n := 0
+	for tr := tar.NewReader(bytes.NewReader(plain)); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err.Error()
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		want, err := io.ReadAll(tr)
+		if err != nil {
+			return err.Error()
+		}
+		got, err := os.ReadFile(filepath.Join(tree, h.Name))
+		if err != nil {
+			return err.Error()
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Sprintf("%s has other content", h.Name)
+		}
+		n++
+	}
+	if n == 0 {
+		return "the tar has no files to compare"
+	}
+	return ""
+}
+
+// UnmountAll undoes whatever is mounted below a directory.
+func UnmountAll(t testing.TB, dir string) {
+	t.Helper()
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(table), "\n")
+	slices.Reverse(lines) // what lies on top first
+	for _, line := range lines {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil {
+				t.Errorf("unmounting %s: %v", f[4], err)
+			}
+		}
+	}
+}
+
+// Mounted reports whether something is mounted at a directory.
+func Mounted(t testing.TB, dir string) bool {
+	t.Helper()
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Type == unix.EROFS_SUPER_MAGIC_V1
+}
