@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -338,6 +339,33 @@ func TestServerEnds(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A request that does not end by itself is ended.
+func TestServerEndsAStuckRequest(t *testing.T) {
+	started := make(chan struct{})
+	var ended atomic.Bool
+	socket, stop := serve(t, &service{
+		prepare: func(ctx context.Context, _ control.PrepareRequest, _ func(prepare.Event)) (*prepare.Result, error) {
+			close(started)
+			<-ctx.Done()
+			ended.Store(true)
+			return nil, ctx.Err()
+		},
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := control.NewClient(socket).Prepare(t.Context(), control.PrepareRequest{}, nil)
+		done <- err
+	}()
+	<-started
+	stop()
+	if !ended.Load() {
+		t.Error("the server has ended, the request has not")
+	}
+	if err := <-done; err == nil {
+		t.Error("the client got no error")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,8 +51,8 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers requests until ctx ends, and then lets those under way finish
-// for a moment.
+// Serve answers requests until ctx ends, then lets those under way finish for a
+// moment, and ends the others. When it returns, none is under way.
 func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler, log *slog.Logger) error {
 	mux := http.NewServeMux()
 	h := &handler{service: s, log: log}
@@ -60,21 +61,32 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 	mux.HandleFunc("DELETE /v1/images", h.remove)
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
 	mux.Handle("GET /metrics", metrics)
+	var running sync.WaitGroup
 	srv := &http.Server{
-		Handler:           mux,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			running.Add(1)
+			defer running.Done()
+			mux.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if srv.Shutdown(grace) != nil {
 			_ = srv.Close()
 		}
 	})
-	defer stop()
-	if err := srv.Serve(rootOnly{l}); !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(rootOnly{l})
+	if !stop() {
+		<-ended // Serve returns when the end begins
+		running.Wait()
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving control socket: %w", err)
 	}
 	return nil

@@ -90,9 +90,8 @@ func (n *node) containerTree(p podman, ref string, first int) tree {
 	return all
 }
 
-// compareContainers compares the containers of a lazy Podman with those of a
-// normal one, with ids of the host and with their own.
-func (n *node) compareContainers(normal, lazy podman, ref string, adjusts ...adjust) {
+// compareReports compares what containers see.
+func (n *node) compareReports(normal, lazy podman, ref string) {
 	n.t.Helper()
 	for _, first := range []int{0, firstID} {
 		n.t.Run(fmt.Sprintf("ids from %d", first), func(t *testing.T) {
@@ -100,6 +99,18 @@ func (n *node) compareContainers(normal, lazy podman, ref string, adjusts ...adj
 			if want, got := n.runReport(normal, ref, first), n.runReport(lazy, ref, first); want != got {
 				t.Errorf("a container sees\n%s\nwant, as after a normal pull,\n%s", got, want)
 			}
+		})
+	}
+}
+
+// compareContainers compares the containers of a lazy Podman with those of a
+// normal one, with ids of the host and with their own.
+func (n *node) compareContainers(normal, lazy podman, ref string, adjusts ...adjust) {
+	n.t.Helper()
+	n.compareReports(normal, lazy, ref)
+	for _, first := range []int{0, firstID} {
+		n.t.Run(fmt.Sprintf("tree with ids from %d", first), func(t *testing.T) {
+			n := n.in(t)
 			compareTrees(t, n.containerTree(normal, ref, first), n.containerTree(lazy, ref, first), adjusts...)
 		})
 	}

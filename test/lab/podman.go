@@ -9,14 +9,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
 // Podman is the system's Podman with storage and configuration of its own.
 type Podman struct {
-	dir string
-	env []string
+	dir     string
+	env     []string
+	command []string
 }
 
 // PodmanOptions says what a Podman is told.
@@ -26,6 +28,8 @@ type PodmanOptions struct {
 	// HookConfig is the configuration of the daemon that the hook talks to.
 	HookConfig string
 	Insecure   []string // registries without TLS
+	// Command is what runs Podman, with arguments to come; nil means the system's.
+	Command []string
 }
 
 // registriesConf is a registries.conf.
@@ -58,7 +62,10 @@ func NewPodman(dir string, o PodmanOptions) (*Podman, error) {
 			return nil, err
 		}
 	}
-	return &Podman{dir: dir, env: []string{
+	if o.Command == nil {
+		o.Command = []string{"podman"}
+	}
+	return &Podman{dir: dir, command: o.Command, env: []string{
 		"CONTAINERS_STORAGE_CONF=" + filepath.Join(dir, "storage.conf"),
 		"CONTAINERS_REGISTRIES_CONF=" + filepath.Join(dir, "registries.conf"),
 		"CONTAINERS_CONF=" + filepath.Join(dir, "containers.conf"),
@@ -71,7 +78,7 @@ func (p *Podman) Root() string { return filepath.Join(p.dir, "root") }
 
 // Run runs podman with arguments and returns what it prints.
 func (p *Podman) Run(ctx context.Context, args ...string) (string, error) {
-	return run(ctx, p.env, "podman", args...)
+	return run(ctx, p.env, p.command[0], slices.Concat(p.command[1:], args)...)
 }
 
 // Pull pulls an image.
@@ -91,7 +98,7 @@ func ContainerFlags() []string {
 // It waits for the container to end.
 func (p *Podman) RunUntil(ctx context.Context, ready string, then func(), args ...string) (time.Duration, string, error) {
 	start := time.Now()
-	cmd := command(ctx, p.env, "podman", append(append([]string{"run"}, ContainerFlags()...), args...)...)
+	cmd := command(ctx, p.env, p.command[0], slices.Concat(p.command[1:], []string{"run"}, ContainerFlags(), args)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
