@@ -145,7 +145,7 @@ func (w *warmer) unseen(lists [][]string) []string {
 func (w *warmer) visit(ctx context.Context, name string) ([]string, error) {
 	f, err := w.tree.open(ctx, name)
 	if err != nil {
-		return nil, nil //nolint:nilerr // gone, or no regular file: nothing to warm
+		return nil, nil // gone, or no regular file: nothing to warm
 	}
 	defer f.close()
 	if err := f.wait(min(f.Size(), maxFileSize)); err != nil {
