@@ -16,9 +16,13 @@ import (
 // is also read: the budget below. Neighbours in the device are neighbours in
 // the blob.
 const (
-	// A reader that goes on where it stopped gets what follows, up to this many
-	// bytes of the device, and to as much as it has read in a row.
-	maxReadAhead = 8 << 20
+	// A reader that goes on where it stopped gets what follows: as much as it has
+	// read in a row, up to minReadAhead, and then an eighth of that, up to
+	// maxReadAhead bytes of the device. Chunks arrive whole, so a window is many
+	// of the largest, of 4 MiB, and more than a fast line holds.
+	minReadAhead   = 8 << 20
+	maxReadAhead   = 24 << 20
+	readAheadShare = 8
 	// A miss takes along its neighbours, on both sides. How much, in compressed
 	// bytes, grows with every earlier miss close by: programs load directories in
 	// parts.
@@ -31,14 +35,15 @@ const (
 	maxRest      = 1 << 20   // ... and if it is the rest of the same file
 	// Bytes fetched and not (yet) read may be this share of the bytes read ...
 	extraNumerator, extraDenominator = 1, 4
-	// ... and this much more, what a fast line carries in two or three round
+	// ... and this much more, what a fast line carries in four or five round
 	// trips, so that the first misses take something along too.
-	extraAllowance = 8 << 20
+	extraAllowance = 11 << 20
 	// Chunks this close in the blob share a request.
 	maxGap = 16 << 10
-	// The compressed bytes of one request; what is beyond goes to another, so
-	// that a large read does not wait on one connection.
-	maxRequest = 8 << 20
+	// The compressed bytes of one request: four of the largest chunks, which may
+	// be a little larger than their content. In one request they come one after
+	// the other; in several they would share the line, and all come late.
+	maxRequest = 17 << 20
 )
 
 // stream is a reader that goes through the device in order.
@@ -239,7 +244,7 @@ func (d *Device) budget() int64 {
 // readAhead starts what a sequential reader will want next.
 func (d *Device) readAhead(off, n int64) {
 	s := d.sequential(off, n)
-	window := min(s.read, maxReadAhead)
+	window := max(min(s.read, minReadAhead), min(s.read/readAheadShare, maxReadAhead))
 	if window < index.BlockSize {
 		return
 	}
