@@ -8,15 +8,20 @@
 // The root directory of an image holds
 //
 //	diff/          the layer's tree
-//	l/x            a symbolic link to ../diff
+//	<name>         a symbolic link to . , under a name of the caller's choice
+//	l/x            a symbolic link to ../<name>/diff
 //	link           a symbolic link to ../link
 //	lower          a symbolic link to ../lower
 //	lower-layers   a symbolic link to ../lower-layers
+//	empty/         an empty directory
+//	merged/        another one
 //
 // so that one mount serves as a layer's files, as the link by which older
 // versions of containers/storage name them in a mount's options, and, next to
 // three files that lie beside the mount, as a layer's whole directory, which
-// newer versions clone and id-map: see package imagestore.
+// newer versions clone and id-map: see package imagestore, also for the name.
+// Podman 4 mounts a layer on its merged to compare it with another, above empty if
+// it is a base.
 //
 // An image is three runs of blocks: the superblock; the inodes, each followed
 // by its extended attributes and, where it fits, its content; and the content
@@ -37,6 +42,8 @@ import (
 	"io"
 	"math"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/holdfast/holdfast/internal/index"
 )
 
@@ -51,13 +58,18 @@ const (
 	nidSize   = 32 // an inode's number is its place in these units
 )
 
-// Write writes the image of a layer, starting at offset 0 of w. The superblock
+// Name is the name of the image of the layer with this blob, and of the directory
+// that it is mounted at. It is short, since the mount options of a container
+// name every layer.
+func Name(blob digest.Digest) string { return blob.Encoded()[:32] }
+
+// Write writes the image of a layer under a name, starting at offset 0 of w. The superblock
 // is written last: an image that was not finished cannot be mounted. The caller
 // makes the file durable.
 //
 // The error is [ErrUnsupported] if the index has something that EROFS lacks.
-func Write(w io.WriteSeeker, idx *index.Index) error {
-	p, err := newPlan(idx)
+func Write(w io.WriteSeeker, idx *index.Index, name string) error {
+	p, err := newPlan(idx, name)
 	if err != nil {
 		return fmt.Errorf("laying out EROFS image: %w", err)
 	}

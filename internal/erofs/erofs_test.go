@@ -291,7 +291,7 @@ func TestDeterministic(t *testing.T) {
 		}
 		tr.idx.Chunks = []index.Chunk{{Size: 1, Digest: [32]byte{digest}}}
 		var m memory
-		if err := erofs.Write(&m, tr.index()); err != nil {
+		if err := erofs.Write(&m, tr.index(), "layer"); err != nil {
 			t.Fatal(err)
 		}
 		return m.data
@@ -327,7 +327,7 @@ func TestDiskFull(t *testing.T) {
 		tr.add(0, fmt.Sprint(i), index.Inode{Mode: unix.S_IFREG | 0o644})
 	}
 	for _, room := range []int{0, 1, 4096, 100_000} {
-		if err := erofs.Write(&memory{room: room, limited: true}, tr.index()); !errors.Is(err, unix.ENOSPC) {
+		if err := erofs.Write(&memory{room: room, limited: true}, tr.index(), "layer"); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("room for %d bytes: %v, want ENOSPC", room, err)
 		}
 	}

@@ -36,7 +36,7 @@ func writeImage(t *testing.T, idx *index.Index) string {
 		t.Fatal(err)
 	}
 	defer f.Close() //nolint:errcheck // checked by reading it back
-	if err := erofs.Write(f, idx); err != nil {
+	if err := erofs.Write(f, idx, "layer"); err != nil {
 		t.Fatal(err)
 	}
 	return name
@@ -108,7 +108,7 @@ func forEachMethod(t *testing.T, idx *index.Index, f func(t *testing.T, target s
 func compareMount(t *testing.T, idx *index.Index, target string) {
 	t.Helper()
 	for name, want := range map[string]string{
-		"l/x": "../diff", "link": "../link", "lower": "../lower", "lower-layers": "../lower-layers",
+		"l/x": "../layer/diff", "layer": ".", "link": "../link", "lower": "../lower", "lower-layers": "../lower-layers",
 	} {
 		if got, err := os.Readlink(filepath.Join(target, name)); err != nil || got != want {
 			t.Errorf("%s points to %q (%v)", name, got, err)

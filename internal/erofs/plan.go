@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,13 +17,16 @@ import (
 
 // The inodes above the layer's own. Inode i of the index is node layerRoot+i.
 const (
-	rootNode  int32 = iota // holds diff, l and the links out
-	linkDir                // holds x
-	linkNode               // points to ../diff
-	linkOut                // these point to files beside the mount
-	lowerOut               //
-	layersOut              //
-	layerRoot              // diff, the root of the layer
+	rootNode int32 = iota // holds diff, l and the rest
+	linkDir               // holds x
+	linkNode              // points to the root's name and on to diff
+	linkOut               // this and the next two point to files beside the mount
+	lowerOut
+	layersOut
+	emptyDir
+	mergedDir // is empty, too
+	selfNode  // points to ., under the image's name
+	layerRoot // diff, the root of the layer
 )
 
 // plan says where everything in an image goes. Besides the index it keeps a few
@@ -42,7 +46,10 @@ type plan struct {
 	scratch []dirent
 }
 
-func newPlan(idx *index.Index) (*plan, error) {
+func newPlan(idx *index.Index, name string) (*plan, error) {
+	if badName(name) || slices.Contains(reserved(), name) {
+		return nil, fmt.Errorf("image name %q: %w", name, index.ErrInvalid)
+	}
 	if len(idx.Inodes) == 0 || !isDir(&idx.Inodes[0]) || len(idx.Inodes) > math.MaxInt32-int(layerRoot) {
 		return nil, fmt.Errorf("index of %d inodes: %w", len(idx.Inodes), index.ErrInvalid)
 	}
@@ -51,7 +58,7 @@ func newPlan(idx *index.Index) (*plan, error) {
 	}
 	n := len(idx.Inodes) + int(layerRoot)
 	p := &plan{
-		idx: idx, top: topInodes(),
+		idx: idx, top: topInodes(name),
 		order: make([]int32, 1, n), nids: make([]uint32, n), parents: make([]int32, n),
 		blocks:       map[int32]int64{},
 		deviceBlocks: idx.DeviceSize / blockSize,
@@ -61,28 +68,37 @@ func newPlan(idx *index.Index) (*plan, error) {
 
 // topInodes are the image's own. They have no time but that of the epoch, so
 // that images of equal layers are equal.
-func topInodes() [layerRoot]index.Inode {
+func topInodes(name string) [layerRoot]index.Inode {
 	epoch := time.Unix(0, 0)
 	symlink := func(target string) index.Inode {
 		return index.Inode{Mode: unix.S_IFLNK | 0o777, Nlink: 1, ModTime: epoch, Target: target}
 	}
-	return [layerRoot]index.Inode{
-		rootNode: {
-			Mode: unix.S_IFDIR | 0o755, Nlink: 4, ModTime: epoch,
-			Entries: []index.Dirent{
-				{Name: "diff", Inode: 0}, {Name: "l", Inode: linkDir - layerRoot}, {Name: "link", Inode: linkOut - layerRoot},
-				{Name: "lower", Inode: lowerOut - layerRoot}, {Name: "lower-layers", Inode: layersOut - layerRoot},
-			},
-		},
+	top := [layerRoot]index.Inode{
+		rootNode: {Mode: unix.S_IFDIR | 0o755, Nlink: 6, ModTime: epoch},
 		linkDir: {
 			Mode: unix.S_IFDIR | 0o755, Nlink: 2, ModTime: epoch,
 			Entries: []index.Dirent{{Name: "x", Inode: linkNode - layerRoot}},
 		},
-		linkNode:  symlink("../diff"),
+		linkNode:  symlink("../" + name + "/diff"),
 		linkOut:   symlink("../link"),
 		lowerOut:  symlink("../lower"),
 		layersOut: symlink("../lower-layers"),
+		emptyDir:  {Mode: unix.S_IFDIR | 0o755, Nlink: 2, ModTime: epoch},
+		mergedDir: {Mode: unix.S_IFDIR | 0o755, Nlink: 2, ModTime: epoch},
+		selfNode:  symlink("."),
 	}
+	root := []index.Dirent{{Name: name, Inode: selfNode - layerRoot}}
+	for i, node := range []int32{layerRoot, emptyDir, linkDir, linkOut, lowerOut, layersOut, mergedDir} {
+		root = append(root, index.Dirent{Name: reserved()[i], Inode: node - layerRoot})
+	}
+	slices.SortFunc(root, func(a, b index.Dirent) int { return cmp.Compare(a.Name, b.Name) })
+	top[rootNode].Entries = root
+	return top
+}
+
+// reserved are the names in an image's root beside its own.
+func reserved() []string {
+	return []string{"diff", "empty", "l", "link", "lower", "lower-layers", "merged"}
 }
 
 func (p *plan) inode(node int32) *index.Inode {

@@ -170,7 +170,7 @@ func compareImage(t *testing.T, idx *index.Index, m image) {
 		t.Fatal(err)
 	}
 	root := m.inode(m.u16(1024 + 14))
-	if len(root.Entries) != 5 || root.Entries[0].Name != "diff" {
+	if len(root.Entries) != 8 || root.Entries[0].Name != "diff" {
 		t.Fatalf("root holds %v", root.Entries)
 	}
 	nids := map[int32]int32{0: root.Entries[0].Inode}
@@ -275,7 +275,7 @@ func FuzzWrite(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if idx := buildRandom(t, data); idx != nil {
 			var m memory
-			err := erofs.Write(&m, idx)
+			err := erofs.Write(&m, idx, "layer")
 			if err == nil {
 				compareImage(t, idx, m.data)
 			} else if !errors.Is(err, erofs.ErrUnsupported) {
@@ -344,7 +344,7 @@ func BenchmarkWrite(b *testing.B) {
 	for b.Loop() {
 		var m memory
 		m.data = make([]byte, 0, 32<<20)
-		if err := erofs.Write(&m, idx); err != nil {
+		if err := erofs.Write(&m, idx, "layer"); err != nil {
 			b.Fatal(err)
 		}
 		b.ReportMetric(float64(len(m.data))/float64(len(idx.Inodes)), "B/inode")

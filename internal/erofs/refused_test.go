@@ -80,7 +80,7 @@ func TestRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tr := newTree()
 			c.make(tr)
-			if err := erofs.Write(&memory{}, &tr.idx); !errors.Is(err, c.want) {
+			if err := erofs.Write(&memory{}, &tr.idx, "layer"); !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
 		})
@@ -92,7 +92,7 @@ func TestDeviceSize(t *testing.T) {
 		tr := newTree()
 		tr.add(0, "f", index.Inode{Mode: unix.S_IFREG | 0o644, Size: size})
 		var m memory
-		if err := erofs.Write(&m, tr.index()); err != nil {
+		if err := erofs.Write(&m, tr.index(), "layer"); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := erofs.DeviceSize(bytes.NewReader(m.data)); err != nil || got != tr.idx.DeviceSize {

@@ -15,7 +15,9 @@
 // leads, for a user namespace from an id-mapped clone of the directory two above
 // that; from v1.64 on from diff in the layer's directory, for a user namespace
 // from an id-mapped clone of that directory. Neither clone has submounts. Both
-// are the EROFS mount here.
+// are the EROFS mount here. The older versions also read the link that file link
+// names, l/x in the mount, and look for overlay/<what it says>: so the name of the
+// mount is a name in overlay/, too. No runtime looks for a layer of that name.
 //
 // A record in an image store is a promise to every process that has the store
 // open, made without asking them. Its rules, learned on real runtimes:
@@ -45,6 +47,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/mount"
 )
 
@@ -85,6 +88,9 @@ type Layer struct {
 	Compression    Compression   `json:"compression,omitempty"`
 	MountDirectory string        `json:"-"` // where the layer's tree is mounted; see [Store.Publish]
 }
+
+// name is the name that the layer's image has, and a name in overlay/.
+func (l Layer) name() string { return erofs.Name(l.BlobDigest) }
 
 // ChainID is the id under which containers/storage looks for a layer: see
 // go.podman.io/image/v5/storage, layerID. parent is "" for a base layer.
@@ -154,8 +160,9 @@ const stagingDir = "staging"
 var layerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Publish records a chain of layers, base first, each the parent of the next.
-// Layers that are recorded already stay as they are. An image made by package
-// erofs is mounted at a layer's MountDirectory, an absolute path.
+// Layers that are recorded already stay as they are. The image of a layer, made
+// by package erofs with the name that [erofs.Name] gives its blob, is mounted at
+// MountDirectory, an absolute path that ends with this name.
 func (s *Store) Publish(ctx context.Context, chain []Layer) error {
 	unlock, err := s.lock(ctx)
 	if err != nil {
@@ -212,7 +219,8 @@ func checkChain(chain []Layer, i int) error {
 	if i > 0 {
 		parent = chain[i-1].ID
 	}
-	if !layerID.MatchString(l.ID) || l.Parent != parent || l.ID != ChainID(parent, l.DiffID) || !filepath.IsAbs(l.MountDirectory) {
+	if !layerID.MatchString(l.ID) || l.Parent != parent || l.ID != ChainID(parent, l.DiffID) ||
+		l.BlobDigest.Validate() != nil || !filepath.IsAbs(l.MountDirectory) || filepath.Base(l.MountDirectory) != l.name() {
 		return fmt.Errorf("publishing layer %q: it does not continue its chain", l.ID)
 	}
 	return nil
@@ -252,10 +260,13 @@ func (s *Store) stage(l Layer, below parents) error {
 	if err := mount.Bind(l.MountDirectory, filepath.Join(view, treeName)); err != nil {
 		return err
 	}
-	for _, name := range []string{s.path(stagingDir, l.ID), s.path(driverDir, l.ID)} {
+	for _, name := range []string{s.path(stagingDir, l.ID), s.path(driverDir, l.ID), s.path(driverDir, l.name())} {
 		if err := os.RemoveAll(name); err != nil { // what a crash left without its record
 			return err
 		}
+	}
+	if err := os.Symlink(l.MountDirectory, s.path(driverDir, l.name())); err != nil {
+		return err
 	}
 	return os.Symlink(filepath.Join(view, treeName), s.path(stagingDir, l.ID))
 }
@@ -263,8 +274,7 @@ func (s *Store) stage(l Layer, below parents) error {
 // treeName is the mount in a layer's view.
 const treeName = "tree"
 
-// view is the directory that overlay/<id> leads into. Its name is short, since
-// mount options are limited to a page.
+// view is the directory that overlay/<id> leads into.
 func (s *Store) view(id string) string { return filepath.Join(s.records, id[:32]) }
 
 // dropView removes what overlay/<id> leads to. Containers keep what they have.
@@ -339,7 +349,7 @@ func (s *Store) Withdraw(ctx context.Context, ids ...string) error {
 			}
 		}
 	}
-	return nil
+	return s.dropStrays(kept)
 }
 
 // dropDirectory makes a layer's directory vanish at once.
@@ -411,23 +421,26 @@ func ancestors(known map[string]Layer, l Layer) (below parents, ok bool) {
 	return below, ok
 }
 
-// dropStrays removes layer directories that have no record.
+// dropStrays removes what no record needs. The caller holds the lock.
 func (s *Store) dropStrays(layers []Layer) error {
-	known := map[string]bool{}
+	known := map[string]bool{"l": true}
 	for _, l := range layers {
 		known[l.ID] = true
+		if l.BlobDigest.Validate() == nil {
+			known[l.name()] = true
+		}
 	}
 	for _, dir := range []string{driverDir, stagingDir} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
-			return fmt.Errorf("recovering %s: %w", s.root, err)
+			return fmt.Errorf("tidying %s: %w", s.root, err)
 		}
 		for _, e := range entries {
-			if dir == driverDir && (known[e.Name()] || e.Name() == "l") {
+			if dir == driverDir && known[e.Name()] {
 				continue
 			}
 			if err := os.RemoveAll(s.path(dir, e.Name())); err != nil {
-				return fmt.Errorf("recovering %s: %w", s.root, err)
+				return fmt.Errorf("tidying %s: %w", s.root, err)
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func chain(t *testing.T, n int) []Layer {
 	var layers []Layer
 	parent := ""
 	for i := range n {
-		l := probeLayer(parent, "layer "+string(rune('a'+i)), filepath.Join(dir, string(rune('a'+i))))
+		l := probeLayer(parent, "layer "+string(rune('a'+i)), dir)
 		if err := os.MkdirAll(filepath.Join(l.MountDirectory, "diff", "of", string(rune('a'+i))), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -135,6 +135,9 @@ func TestPublish(t *testing.T) {
 		if _, err := os.Stat(s.path(driverDir, l.ID, "diff", "of", string(rune('a'+i)))); err != nil {
 			t.Error(err)
 		}
+		if got, err := os.Readlink(s.path(driverDir, l.name())); err != nil || got != l.MountDirectory {
+			t.Errorf("the name of layer %d leads to %q (%v)", i, got, err)
+		}
 	}
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
@@ -147,11 +150,13 @@ func TestPublish(t *testing.T) {
 func TestPublishRefusesBrokenChains(t *testing.T) {
 	s, c := create(t), chain(t, 2)
 	for name, bad := range map[string][]Layer{
-		"no parent":      c[1:],
-		"wrong order":    {c[1], c[0]},
-		"path as id":     {{ID: "../../etc", DiffID: c[0].DiffID, MountDirectory: "/x"}},
-		"wrong id":       {{ID: c[1].ID, DiffID: c[0].DiffID, MountDirectory: "/x"}},
-		"relative mount": {{ID: c[0].ID, DiffID: c[0].DiffID, MountDirectory: "x"}},
+		"mount by another name": {{ID: c[0].ID, DiffID: c[0].DiffID, BlobDigest: c[0].BlobDigest, MountDirectory: "/x"}},
+		"no blob":               {{ID: c[0].ID, DiffID: c[0].DiffID, MountDirectory: c[0].MountDirectory}},
+		"no parent":             c[1:],
+		"wrong order":           {c[1], c[0]},
+		"path as id":            {{ID: "../../etc", DiffID: c[0].DiffID, MountDirectory: "/x"}},
+		"wrong id":              {{ID: c[1].ID, DiffID: c[0].DiffID, MountDirectory: "/x"}},
+		"relative mount":        {{ID: c[0].ID, DiffID: c[0].DiffID, MountDirectory: "x"}},
 	} {
 		if err := s.Publish(t.Context(), bad); err == nil {
 			t.Errorf("%s: published", name)
@@ -180,8 +185,13 @@ func TestWithdraw(t *testing.T) {
 	if d := cmp.Diff(ids(c[:1]), ids(got)); d != "" {
 		t.Error(d)
 	}
-	if _, err := os.Lstat(s.path(driverDir, c[1].ID)); err == nil {
-		t.Error("directory of a withdrawn layer is still there")
+	for _, name := range []string{c[1].ID, c[1].name()} {
+		if _, err := os.Lstat(s.path(driverDir, name)); err == nil {
+			t.Errorf("%s of a withdrawn layer is still there", name)
+		}
+	}
+	if _, err := os.Lstat(s.path(driverDir, c[0].name())); err != nil {
+		t.Error(err)
 	}
 }
 

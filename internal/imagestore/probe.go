@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/storage"
+
+	"github.com/holdfast/holdfast/internal/erofs"
 )
 
 // Probe writes a chain of two records into a scratch store below dir and reads
@@ -33,8 +35,8 @@ func probe(ctx context.Context, scratch string) (err error) {
 	if err != nil {
 		return err
 	}
-	base := probeLayer("", "base", filepath.Join(scratch, "mount", "base"))
-	top := probeLayer(base.ID, "top", filepath.Join(scratch, "mount", "top"))
+	base := probeLayer("", "base", filepath.Join(scratch, "mount"))
+	top := probeLayer(base.ID, "top", filepath.Join(scratch, "mount"))
 	for _, l := range []Layer{base, top} {
 		if err := os.MkdirAll(filepath.Join(l.MountDirectory, "diff"), 0o700); err != nil {
 			return err
@@ -72,12 +74,12 @@ func probe(ctx context.Context, scratch string) (err error) {
 	return nil
 }
 
-func probeLayer(parent, name, mount string) Layer {
-	diffID := digest.FromString(name)
+func probeLayer(parent, name, mounts string) Layer {
+	diffID, blob := digest.FromString(name), digest.FromString(name+" blob")
 	return Layer{
 		ID: ChainID(parent, diffID), Parent: parent,
-		BlobDigest: digest.FromString(name + " blob"), BlobSize: 1,
+		BlobDigest: blob, BlobSize: 1,
 		DiffID: diffID, DiffSize: 1, Compression: Gzip,
-		MountDirectory: mount,
+		MountDirectory: filepath.Join(mounts, erofs.Name(blob)),
 	}
 }

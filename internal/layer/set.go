@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/mount"
 )
 
@@ -95,10 +96,10 @@ func (s *Set) Load(ctx context.Context) error {
 	return nil
 }
 
-// MountDirectory is where a layer is or would be mounted. It is short, since
-// the mount options of a container name every layer.
+// MountDirectory is where a layer is or would be mounted: under the name that
+// records expect.
 func (s *Set) MountDirectory(d digest.Digest) string {
-	return filepath.Join(s.mounts, d.Encoded()[:32])
+	return filepath.Join(s.mounts, erofs.Name(d))
 }
 
 func (s *Set) openAndMount(ctx context.Context, d digest.Digest) (*Layer, error) {

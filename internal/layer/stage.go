@@ -113,7 +113,7 @@ func (st *Stage) write(m Meta, idx *index.Index, complete bool) error {
 			return err
 		}
 	}
-	image := func(f *os.File) error { return erofs.Write(f, idx) }
+	image := func(f *os.File) error { return erofs.Write(f, idx, erofs.Name(m.Digest)) }
 	if err := atomicfile.Create(filepath.Join(st.dir, imageName), 0o600, image); err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func TestFailedMount(t *testing.T) {
 		}
 		idx := trialIndex()
 		idx.DeviceSize, idx.Inodes[1].Size = 0, 0
-		if err := errors.Join(erofs.Write(f, idx), f.Close()); err != nil {
+		if err := errors.Join(erofs.Write(f, idx, "layer"), f.Close()); err != nil {
 			t.Fatal(err)
 		}
 		for name, c := range map[string][3]string{

@@ -104,7 +104,7 @@ func (t *trial) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(erofs.Write(image, trialIndex()), image.Close())
+	return errors.Join(erofs.Write(image, trialIndex(), "layer"), image.Close())
 }
 
 // trialIndex describes a layer that has a file of one block and hides x.

@@ -19,7 +19,7 @@ import (
 const firstID = 100_000
 
 // topLayer changes what lies below it in every way a layer can.
-func topLayer(t *testing.T) testimage.Layer {
+func topLayer(t *testing.T, f testimage.Format) testimage.Layer {
 	t.Helper()
 	header := func(name string, kind byte, mode int64, uid int) tar.Header {
 		return tar.Header{Name: name, Typeflag: kind, Mode: mode, Uid: uid, Gid: uid}
@@ -32,7 +32,7 @@ func topLayer(t *testing.T) testimage.Layer {
 		testimage.File{Header: header("srv/.wh..wh..opq", tar.TypeReg, 0o644, 0)},
 		testimage.File{Header: header("srv/setuid", tar.TypeReg, 0o4755, 1000), Content: []byte("s")},
 	)
-	l, err := testimage.ConvertBytes(t.Context(), raw, testimage.Gzip, testimage.Options{})
+	l, err := testimage.ConvertBytes(t.Context(), raw, f, testimage.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func application(t *testing.T, f testimage.Format) testimage.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img.Layers = append(slices.Clone(img.Layers), topLayer(t))
+	img.Layers = append(slices.Clone(img.Layers), topLayer(t, testimage.Gzip))
 	img.Cmd = []string{"python3", "/app/serve.py", "1000000"}
 	return img
 }

@@ -56,7 +56,7 @@ func checkMachine() error {
 		err = errors.New("the end-to-end tests mount file systems: run them as root")
 	}
 	for tool, pkg := range map[string]string{
-		"podman": "podman", "buildah": "buildah", "skopeo": "skopeo", "runc": "runc", "conmon": "conmon",
+		"podman": "podman", "skopeo": "skopeo", "runc": "runc", "conmon": "conmon",
 		"debootstrap": "debootstrap", "unshare": "util-linux", "tar": "tar", "useradd": "passwd", "newuidmap": "uidmap",
 	} {
 		if _, e := exec.LookPath(tool); e != nil {

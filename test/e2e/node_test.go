@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
@@ -46,7 +47,10 @@ type request struct{ agent, method, path string }
 // nodeOptions says how a node differs from one that trusts its registry.
 type nodeOptions struct {
 	untrusted bool
-	settings  string // more of the daemon's configuration
+	// shared lets mounts that the daemon makes appear in the namespaces of
+	// others, as it is where systemd runs.
+	shared   bool
+	settings string // more of the daemon's configuration
 }
 
 // newNode sets up a node; its daemon does not run yet. At the end of the test
@@ -59,6 +63,11 @@ func newNode(t *testing.T, o nodeOptions) *node {
 	}
 	n := &node{t: t, dir: dir, traffic: &traffic{}}
 	t.Cleanup(n.checkNothingLeft) // after all other cleanups
+	if o.shared {
+		n.must(unix.Mount(dir, dir, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { n.must(unix.Unmount(dir, unix.MNT_DETACH)) })
+		n.must(unix.Mount("", dir, "", unix.MS_SHARED, ""))
+	}
 	n.registry, err = testregistry.Start(testregistry.Options{Fault: n.traffic.observe})
 	if err != nil {
 		t.Fatal(err)

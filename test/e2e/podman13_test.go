@@ -8,15 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/test/lab"
 )
 
-// enter runs a program in the root file system $1, made a mount point: runc makes
-// / private. It sees the machine, with the directories $2 and $3, at their own
-// places, and it sees mounts that are made in them later.
+// enter runs a program in the root file system $1. It sees the machine, with the
+// directories $2 and $3, at their own places, and mounts that are made in them
+// later. No chroot: those who are in one may not make user namespaces.
 const enter = `set -e
 root=$1 dir=$2 bin=$3
 shift 3
@@ -29,21 +27,28 @@ for d in "$dir" "$bin"; do mkdir -p "$root$d"; mount --rbind "$d" "$root$d"; don
 printf '127.0.0.1 localhost\n' > "$root/run/hosts"
 touch "$root/etc/hosts"
 mount --bind "$root/run/hosts" "$root/etc/hosts"
-exec chroot "$root" podman "$@"`
+mkdir "$root/run/old"
+cd "$root"
+pivot_root . run/old
+umount -l /run/old
+exec chroot . "$@"`
+
+// debian13 is the command line that runs a program of Debian 13.
+func (n *node) debian13(args ...string) []string {
+	n.t.Helper()
+	root := filepath.Join(cacheDir(n.t), "trixie-tools")
+	n.must(os.MkdirAll(cacheDir(n.t), 0o700))
+	n.must(lab.Debootstrap(n.t.Context(), root, "trixie", n.t.Logf, "podman", "runc", "conmon", "netavark", "skopeo"))
+	return append([]string{
+		"unshare", "--mount", "--propagation", "slave", "sh", "-c", enter, "sh", root, n.dir, filepath.Dir(holdfast),
+	}, args...)
+}
 
 // newPodman13 returns the Podman of Debian 13, with the image store and the hook
 // if it is to be lazy.
 func (n *node) newPodman13(name string, lazy bool) *lab.Podman {
 	n.t.Helper()
-	root := filepath.Join(cacheDir(n.t), "trixie")
-	n.must(os.MkdirAll(cacheDir(n.t), 0o700))
-	n.must(lab.Debootstrap(n.t.Context(), root, "trixie", n.t.Logf, "podman", "runc", "conmon", "netavark"))
-	o := lab.PodmanOptions{
-		Insecure: []string{n.registry.Host()},
-		Command: []string{
-			"unshare", "--mount", "--propagation", "slave", "sh", "-c", enter, "sh", root, n.dir, filepath.Dir(holdfast),
-		},
-	}
+	o := lab.PodmanOptions{Insecure: []string{n.registry.Host()}, Command: n.debian13("podman")}
 	if lazy {
 		o.ImageStore, o.Hook, o.HookConfig = n.daemon.Store(), n.daemon.Hook(), n.daemon.Config()
 	}
@@ -53,20 +58,9 @@ func (n *node) newPodman13(name string, lazy bool) *lab.Podman {
 	return p
 }
 
-// shareMounts lets mounts that the daemon makes appear in the namespaces of
-// others, as it is where systemd runs.
-func (n *node) shareMounts() {
-	n.t.Helper()
-	n.must(os.MkdirAll(n.daemon.RunRoot(), 0o700))
-	n.must(unix.Mount(n.dir, n.dir, "", unix.MS_BIND, ""))
-	n.must(unix.Mount("", n.dir, "", unix.MS_SHARED, ""))
-	n.t.Cleanup(func() { n.must(unix.Unmount(n.dir, unix.MNT_DETACH)) })
-}
-
 // TestPodman13 pulls and runs with Podman of Debian 13, the hook doing everything.
 func TestPodman13(t *testing.T) {
-	n := newNode(t, nodeOptions{})
-	n.shareMounts()
+	n := newNode(t, nodeOptions{shared: true})
 	img := application(t, testimage.EStargz)
 	ref := n.push("app", img)
 	normal, lazy := n.newPodman13("normal", false), n.newPodman13("podman", true)

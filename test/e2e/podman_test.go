@@ -40,7 +40,7 @@ func (n *node) podman(p podman, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// imageID pulls an image and returns its id.
+// pullWith pulls an image and returns its id.
 func (n *node) pullWith(p podman, ref string) string {
 	n.t.Helper()
 	n.podman(p, "pull", "--quiet", ref)
