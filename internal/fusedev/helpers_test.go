@@ -172,7 +172,12 @@ func readRange(path string, off int64, n int) ([]byte, error) {
 	}
 	defer f.Close() //nolint:errcheck // read only
 	p := make([]byte, n)
-	n, err = unix.Pread(int(f.Fd()), p, off)
+	for {
+		n, err = unix.Pread(int(f.Fd()), p, off)
+		if !errors.Is(err, unix.EINTR) { // the Go runtime's own signals interrupt, too
+			break
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
