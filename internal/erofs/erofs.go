@@ -54,7 +54,6 @@ var ErrUnsupported = errors.New("not supported by EROFS")
 const (
 	blockSize = index.BlockSize
 	maxBlocks = math.MaxUint32
-	deviceID  = 1  // of the one device
 	nidSize   = 32 // an inode's number is its place in these units
 )
 

@@ -5,7 +5,6 @@ package erofs
 import (
 	"bufio"
 	"encoding/binary"
-	"math/bits"
 
 	"golang.org/x/sys/unix"
 
@@ -54,11 +53,6 @@ func (p *plan) appendInode(b []byte, node int32, s shape, serial uint32) []byte 
 	b = padTo(b, inodeSize)
 	b = appendXattrs(b, in.Xattrs)
 	switch {
-	case s.chunks > 0:
-		b = padTo(b, int(s.size())-s.chunks)
-		b = le.AppendUint16(b, 0)
-		b = le.AppendUint16(b, deviceID)
-		b = le.AppendUint32(b, uint32(in.Offset/blockSize)) //nolint:gosec // within the device
 	case s.inline > 0 && isDir(in):
 		var last []dirent
 		for run := range directoryBlocks(p.entries(node)) {
@@ -85,20 +79,14 @@ func xattrCount(size int) uint16 {
 func (p *plan) place32(node int32, s shape) uint32 {
 	in := p.inode(node)
 	switch {
-	case s.chunks > 0:
-		return chunkFormat | chunkBits(in.Size)
+	case s.device:
+		return uint32(p.deviceStart() + in.Offset/blockSize) //nolint:gosec // checked by place
 	case s.contentBlocks() > 0:
 		return uint32(1 + p.inodeBlocks + p.blocks[node]) //nolint:gosec // checked by place
 	case in.Mode&unix.S_IFMT == unix.S_IFCHR, in.Mode&unix.S_IFMT == unix.S_IFBLK:
 		return in.Minor&0xff | in.Major<<8 | in.Minor&^0xff<<12 // new_encode_dev
 	}
 	return 0
-}
-
-// chunkBits is log2 of a chunk that holds the whole file, in blocks: with one
-// chunk the kernel maps a file of any size in one step.
-func chunkBits(size int64) uint32 {
-	return uint32(bits.Len64(uint64((size - 1) / blockSize))) //nolint:gosec // size is positive
 }
 
 // writeContent writes the content of directories and symbolic links that does

@@ -135,7 +135,7 @@ func (p *plan) place() error {
 		}
 	}
 	p.inodeBlocks = (at+blockSize-1)/blockSize - 1
-	if p.inodeBlocks+p.contentBlocks+1 > maxBlocks {
+	if p.deviceStart()+p.deviceBlocks > maxBlocks {
 		return fmt.Errorf("image of %d blocks: %w", p.inodeBlocks+p.contentBlocks+1, ErrUnsupported)
 	}
 	return nil
@@ -178,19 +178,15 @@ type shape struct {
 	xattrs int    // bytes of extended attributes after the inode
 	data   int64  // bytes of content
 	inline int    // of these, bytes that follow the attributes
-	chunks int    // bytes of the chunk index that follows the attributes
+	device bool   // the content is in the device
 }
 
 // The layouts of an inode's data.
 const (
-	extended     = 1 // 64-byte inode
-	flatPlain    = 0<<1 | extended
-	flatInline   = 2<<1 | extended
-	chunkBased   = 4<<1 | extended
-	inodeSize    = 64
-	chunkIndex   = 8    // one entry of a chunk index
-	chunkFormat  = 0x20 // chunks have such entries
-	maxChunkBits = 31   // log2 of the largest chunk, in blocks
+	extended   = 1 // 64-byte inode
+	flatPlain  = 0<<1 | extended
+	flatInline = 2<<1 | extended
+	inodeSize  = 64
 )
 
 func (p *plan) shapeOf(node int32) (shape, error) {
@@ -208,10 +204,7 @@ func (p *plan) shapeOf(node int32) (shape, error) {
 		if in.Offset%blockSize != 0 || in.Offset < 0 || in.Size < 0 || in.Offset > p.idx.DeviceSize || in.Size > p.idx.DeviceSize-in.Offset {
 			return shape{}, fmt.Errorf("data at %d+%d in a device of %d bytes: %w", in.Offset, in.Size, p.idx.DeviceSize, index.ErrInvalid)
 		}
-		if chunkBits(in.Size) > maxChunkBits {
-			return shape{}, fmt.Errorf("file of %d bytes: %w", in.Size, ErrUnsupported)
-		}
-		s.format, s.data, s.chunks = chunkBased, in.Size, chunkIndex
+		s.data, s.device = in.Size, true
 	case unix.S_IFDIR:
 		s.setContent(directorySize(p.entries(node)))
 	case unix.S_IFLNK:
@@ -252,17 +245,13 @@ func (s shape) fit(offset int64) int64 {
 
 // size is the length of the inode with what follows it.
 func (s shape) size() int64 {
-	size := int64(inodeSize + s.xattrs + s.inline)
-	if s.chunks > 0 {
-		size = alignUp(size, chunkIndex) + int64(s.chunks)
-	}
-	return size
+	return int64(inodeSize + s.xattrs + s.inline)
 }
 
 // contentBlocks is the number of blocks that the image has for the content.
 func (s shape) contentBlocks() int64 {
-	if s.chunks > 0 {
-		return 0 // it is in the device
+	if s.device {
+		return 0
 	}
 	return (s.data - int64(s.inline) + blockSize - 1) / blockSize
 }

@@ -87,11 +87,11 @@ func (m image) inode(nid uint64) (in index.Inode) {
 	case unix.S_IFREG:
 		in.Size = int64(size)
 		if size > 0 {
-			end = (end + 7) / 8 * 8
-			if layout != 4 || place&0x20 == 0 || m.u16(end+2) != 1 || size > 4096<<(place&0x1f) {
-				panic("bad chunk")
+			start, blocks := m.u32(1024+128+68), m.u32(1024+128+64)
+			if layout != 0 || place < start || place-start+(size+4095)/4096 > blocks {
+				panic("bad place in the device")
 			}
-			in.Offset = int64(m.u32(end+4)) * 4096
+			in.Offset = int64(place-start) * 4096
 		}
 	case unix.S_IFLNK:
 		in.Target = string(m.data(layout, size, place, end))

@@ -56,7 +56,7 @@ func TestRefused(t *testing.T) {
 		"odd device":           {func(tr *tree) { tr.idx.DeviceSize = 1 }, erofs.ErrUnsupported},
 		"huge device":          {func(tr *tree) { tr.idx.DeviceSize = 1 << 44 }, erofs.ErrUnsupported},
 		"huge file": {func(tr *tree) {
-			tr.add(0, "f", index.Inode{Mode: unix.S_IFREG, Size: 8<<40 + 1})
+			tr.add(0, "f", index.Inode{Mode: unix.S_IFREG, Size: 1<<44 - 4096}) // no addresses are left for it
 		}, erofs.ErrUnsupported},
 		"file past the device": {func(tr *tree) {
 			tr.add(0, "f", index.Inode{Mode: unix.S_IFREG, Size: 1})
@@ -87,7 +87,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestDeviceSize(t *testing.T) {
+func TestDevice(t *testing.T) {
 	for _, size := range []int64{0, 1, 4096, 4097, 4 << 40} {
 		tr := newTree()
 		tr.add(0, "f", index.Inode{Mode: unix.S_IFREG | 0o644, Size: size})
@@ -95,19 +95,19 @@ func TestDeviceSize(t *testing.T) {
 		if err := erofs.Write(&m, tr.index(), "layer"); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := erofs.DeviceSize(bytes.NewReader(m.data)); err != nil || got != tr.idx.DeviceSize {
-			t.Errorf("file of %d bytes: got %d, %v; want %d", size, got, err, tr.idx.DeviceSize)
+		if start, got, err := erofs.Device(bytes.NewReader(m.data)); err != nil || got != tr.idx.DeviceSize || got > 0 && start != int64(len(m.data)) {
+			t.Errorf("file of %d bytes: got %d+%d, %v; want %d+%d", size, start, got, err, len(m.data), tr.idx.DeviceSize)
 		}
 		for _, at := range []int{1024, 1024 + 5, 1024 + 86, 1024 + 128 + 64, 4095} {
 			damaged := bytes.Clone(m.data)
 			damaged[at] ^= 1
-			if _, err := erofs.DeviceSize(bytes.NewReader(damaged)); !errors.Is(err, index.ErrInvalid) {
+			if _, _, err := erofs.Device(bytes.NewReader(damaged)); !errors.Is(err, index.ErrInvalid) {
 				t.Errorf("damage at %d: %v", at, err)
 			}
 		}
 	}
 	for _, n := range []int{0, 1, 1024, 4095, 1 << 16} {
-		if _, err := erofs.DeviceSize(bytes.NewReader(make([]byte, n))); !errors.Is(err, index.ErrInvalid) {
+		if _, _, err := erofs.Device(bytes.NewReader(make([]byte, n))); !errors.Is(err, index.ErrInvalid) {
 			t.Errorf("%d zeros: %v", n, err)
 		}
 	}

@@ -22,7 +22,6 @@ const (
 	blockBits    = 12
 	compatSum    = 0x1 // the superblock has a checksum
 	compatMtime  = 0x2
-	needsChunks  = 0x4
 	needsDevices = 0x8
 	rootNid      = blockSize / nidSize // inodes start in the second block
 )
@@ -37,13 +36,14 @@ func (p *plan) firstBlock(uuid []byte) []byte {
 	sb[12] = blockBits
 	le.PutUint16(sb[14:], rootNid)
 	le.PutUint64(sb[16:], uint64(len(p.order)))
-	le.PutUint32(sb[36:], uint32(p.inodeBlocks+p.contentBlocks+1)) //nolint:gosec // checked by newPlan
+	le.PutUint32(sb[36:], uint32(p.deviceStart())) //nolint:gosec // checked by newPlan
 	copy(sb[48:64], uuid)
 	if p.deviceBlocks > 0 {
-		le.PutUint32(sb[80:], needsChunks|needsDevices)
-		le.PutUint16(sb[86:], 1)                                // extra devices
-		le.PutUint16(sb[88:], (superOffset+superSize)/slotSize) // where the table starts
-		le.PutUint32(sb[superSize+64:], uint32(p.deviceBlocks)) //nolint:gosec // checked by newPlan
+		le.PutUint32(sb[80:], needsDevices)
+		le.PutUint16(sb[86:], 1)                                 // extra devices
+		le.PutUint16(sb[88:], (superOffset+superSize)/slotSize)  // where the table starts
+		le.PutUint32(sb[superSize+64:], uint32(p.deviceBlocks))  //nolint:gosec // checked by newPlan
+		le.PutUint32(sb[superSize+68:], uint32(p.deviceStart())) //nolint:gosec // checked by newPlan
 	}
 	le.PutUint32(sb[4:], checksum(sb))
 	return block
@@ -55,25 +55,30 @@ func checksum(sb []byte) uint32 {
 	return ^crc32.Checksum(sb, crc32.MakeTable(crc32.Castagnoli))
 }
 
-// DeviceSize returns the size of the device that an image needs, in bytes; 0 if
-// it needs none. The kernel insists neither on a device nor on its size: without
+// deviceStart is the block address of the device: behind the image. Files then
+// need no index of where their data is: 64 bytes an inode, not 96.
+func (p *plan) deviceStart() int64 { return 1 + p.inodeBlocks + p.contentBlocks }
+
+// Device returns where in the addresses of an image its device starts, and the
+// size that it needs, both in bytes; 0 if it needs none. The kernel insists neither on a device nor on its size: without
 // one, Linux 6.18 takes blocks of the image for file data; past the end of one,
 // files fail when they are read. The error is [index.ErrInvalid] if r does not
 // begin with a superblock that [Write] wrote.
-func DeviceSize(r io.ReaderAt) (int64, error) {
+func Device(r io.ReaderAt) (start, size int64, err error) {
 	le := binary.LittleEndian
 	block := make([]byte, blockSize)
 	if _, err := r.ReadAt(block, 0); err != nil && !errors.Is(err, io.EOF) {
-		return 0, fmt.Errorf("reading superblock: %w", err)
+		return 0, 0, fmt.Errorf("reading superblock: %w", err)
 	}
 	sb := block[superOffset:]
 	want := le.Uint32(sb[4:])
 	le.PutUint32(sb[4:], 0)
 	if le.Uint32(sb) != superMagic || checksum(sb) != want {
-		return 0, fmt.Errorf("reading superblock: not an image, or damaged: %w", index.ErrInvalid)
+		return 0, 0, fmt.Errorf("reading superblock: not an image, or damaged: %w", index.ErrInvalid)
 	}
 	if le.Uint16(sb[86:]) == 0 {
-		return 0, nil
+		return 0, 0, nil
 	}
-	return int64(le.Uint32(sb[superSize+64:])) * blockSize, nil
+	slot := sb[superSize:]
+	return int64(le.Uint32(slot[68:])) * blockSize, int64(le.Uint32(slot[64:])) * blockSize, nil
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/mount"
 )
@@ -136,21 +137,31 @@ func (l *Layer) Complete() bool { return l.cache.Complete() }
 // LocalBytes is the disk space that the layer's data takes.
 func (l *Layer) LocalBytes() int64 { return l.cache.Allocated() }
 
-// Tree is the layer's file tree, read from its image: its files say where in the
-// device their content is (DataRange), it cannot be read here. The caller closes it.
-func (l *Layer) Tree() (fs.FS, io.Closer, error) {
+// Tree is a layer's file tree as its image has it. Files say where their content
+// is (DataRange), in addresses in which the layer's device starts at Origin.
+type Tree struct {
+	fs.FS
+	io.Closer
+	Origin int64
+}
+
+// Tree opens the layer's file tree. The caller closes it.
+func (l *Layer) Tree() (*Tree, error) {
 	f, err := os.Open(filepath.Join(l.dir, imageName))
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, err)
+		return nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, err)
 	}
-	image, err := goerofs.Open(f, goerofs.WithExtraDevices(l.dev))
+	t := &Tree{Closer: f}
+	if t.Origin, _, err = erofs.Device(f); err == nil {
+		t.FS, err = goerofs.Open(f, goerofs.WithExtraDevices(l.dev))
+	}
 	if err == nil {
-		image, err = fs.Sub(image, "diff")
+		t.FS, err = fs.Sub(t.FS, "diff")
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("reading tree of layer %s: %w", l.Digest, errors.Join(err, f.Close()))
 	}
-	return image, f, nil
+	return t, nil
 }
 
 // Chunks is the layer's chunk table.

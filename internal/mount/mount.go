@@ -138,14 +138,14 @@ func (m *Mounter) create(image, device string) (*os.File, error) {
 }
 
 // checkDevice refuses what the kernel would take, only to read wrong bytes or
-// none later: see [erofs.DeviceSize].
+// none later: see [erofs.Device].
 func checkDevice(image, device string) error {
 	f, err := os.Open(image)
 	if err != nil {
 		return err
 	}
 	defer closeFile(f)
-	want, err := erofs.DeviceSize(f)
+	_, want, err := erofs.Device(f)
 	if err != nil {
 		return err
 	}

@@ -31,13 +31,13 @@ func (p *Preparer) warm(img *resolved, plans []*plan) {
 		if l.Action == Left {
 			break
 		}
-		tree, closer, err := l.layer.Tree()
+		tree, err := l.layer.Tree()
 		if err != nil {
 			p.log.Warn("reading ahead for an image", "image", img.ref.String(), "err", err)
 			return
 		}
-		open = append(open, closer)
-		layers = append(layers, startup.Layer{FS: tree, Data: ahead{l.layer.Device()}})
+		open = append(open, tree)
+		layers = append(layers, startup.Layer{FS: tree.FS, Data: ahead{l.layer.Device()}, Origin: tree.Origin})
 	}
 	c, start := img.config.Config, time.Now()
 	files, err := startup.Warm(ctx, layers, startup.Command{

@@ -49,6 +49,8 @@ type Layer struct {
 	// method DataRange of package erofs. Files that are io.ReaderAt are read
 	// themselves.
 	Data Data
+	// Origin is where Data starts in the addresses of DataRange.
+	Origin int64
 }
 
 // Data is content that may be on its way: see package device.

@@ -48,10 +48,10 @@ func (l Layer) open(ctx context.Context, name string, info fs.FileInfo) (*conten
 	c := &content{size: info.Size(), wait: func(int64) error { return nil }, close: func() {}}
 	if placed, ok := info.(interface{ DataRange() []erofs.DataRange }); ok {
 		ranges := placed.DataRange()
-		if len(ranges) != 1 || ranges[0].Device != 1 || ranges[0].Offset < 0 || ranges[0].Size < c.size {
+		if len(ranges) != 1 || ranges[0].Device != 0 || ranges[0].Offset < l.Origin || ranges[0].Size < c.size {
 			return nil, errNoFile
 		}
-		start := ranges[0].Offset
+		start := ranges[0].Offset - l.Origin
 		c.ReaderAt = io.NewSectionReader(patient{ctx, l.Data}, start, c.size)
 		c.wait = func(n int64) error { return l.Data.Wait(ctx, start, int(n)) }
 		return c, nil
