@@ -36,14 +36,14 @@ func (p *plan) firstBlock(uuid []byte) []byte {
 	sb[12] = blockBits
 	le.PutUint16(sb[14:], rootNid)
 	le.PutUint64(sb[16:], uint64(len(p.order)))
-	le.PutUint32(sb[36:], uint32(p.deviceStart())) //nolint:gosec // checked by newPlan
+	le.PutUint32(sb[36:], uint32(p.deviceStart())) //nolint:gosec // checked by place
 	copy(sb[48:64], uuid)
 	if p.deviceBlocks > 0 {
 		le.PutUint32(sb[80:], needsDevices)
 		le.PutUint16(sb[86:], 1)                                 // extra devices
 		le.PutUint16(sb[88:], (superOffset+superSize)/slotSize)  // where the table starts
 		le.PutUint32(sb[superSize+64:], uint32(p.deviceBlocks))  //nolint:gosec // checked by newPlan
-		le.PutUint32(sb[superSize+68:], uint32(p.deviceStart())) //nolint:gosec // checked by newPlan
+		le.PutUint32(sb[superSize+68:], uint32(p.deviceStart())) //nolint:gosec // checked by place
 	}
 	le.PutUint32(sb[4:], checksum(sb))
 	return block
@@ -60,10 +60,11 @@ func checksum(sb []byte) uint32 {
 func (p *plan) deviceStart() int64 { return 1 + p.inodeBlocks + p.contentBlocks }
 
 // Device returns where in the addresses of an image its device starts, and the
-// size that it needs, both in bytes; 0 if it needs none. The kernel insists neither on a device nor on its size: without
-// one, Linux 6.18 takes blocks of the image for file data; past the end of one,
-// files fail when they are read. The error is [index.ErrInvalid] if r does not
-// begin with a superblock that [Write] wrote.
+// size that it needs, both in bytes; 0 if it needs none. The kernel insists
+// neither on a device nor on its size: without one, Linux 6.18 takes blocks of
+// the image for file data; past the end of one, files fail when they are read.
+// The error is [index.ErrInvalid] if r does not begin with a superblock that
+// [Write] wrote.
 func Device(r io.ReaderAt) (start, size int64, err error) {
 	le := binary.LittleEndian
 	block := make([]byte, blockSize)

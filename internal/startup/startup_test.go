@@ -3,6 +3,7 @@
 package startup
 
 import (
+	"context"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,7 +12,12 @@ import (
 	"testing"
 	"testing/fstest"
 
+	goerofs "github.com/erofs/go-erofs"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast/holdfast/internal/erofs"
+	"github.com/holdfast/holdfast/internal/index"
 )
 
 func link(target string) *fstest.MapFile {
@@ -82,6 +88,61 @@ func TestWarmProgram(t *testing.T) {
 	libc := func(name string) bool { return strings.Contains(filepath.Base(name), "libc.so") }
 	if len(got) < 3 || got[0] != sh[1:] || !slices.ContainsFunc(got, libc) {
 		t.Errorf("for %s: %v", sh, got)
+	}
+}
+
+// device is a layer's data that is all there.
+type device struct{ *strings.Reader }
+
+func (d device) Wait(context.Context, int64, int) error { return nil }
+
+// TestWarmImage finds the content of files by where an image says that it is.
+func TestWarmImage(t *testing.T) {
+	idx := &index.Index{Inodes: []index.Inode{
+		{Mode: unix.S_IFDIR | 0o755, Nlink: 3, Entries: []index.Dirent{{Name: "bin", Inode: 1}}},
+		{Mode: unix.S_IFDIR | 0o755, Nlink: 2, Entries: []index.Dirent{{Name: "a", Inode: 2}, {Name: "b", Inode: 3}, {Name: "c", Inode: 4}}},
+	}}
+	data := ""
+	for _, c := range []string{"#!/bin/b", "#!/bin/c", "x"} {
+		idx.Inodes = append(idx.Inodes, index.Inode{Mode: unix.S_IFREG | 0o755, Nlink: 1, Size: int64(len(c)), Offset: int64(len(data))})
+		data += c + strings.Repeat("\x00", index.BlockSize-len(c))
+	}
+	idx.DeviceSize = int64(len(data))
+	image, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = image.Close() }()
+	if err := erofs.Write(image, idx, "layer"); err != nil {
+		t.Fatal(err)
+	}
+	origin, _, err := erofs.Device(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := goerofs.Open(image, goerofs.WithExtraDevices(strings.NewReader(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := fs.Sub(whole, "diff")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		origin int64
+		want   []string
+	}{
+		{origin, []string{"bin/a", "bin/b", "bin/c"}},
+		{origin + index.BlockSize, []string{"bin/a"}}, // it lies before the data: passed over
+	} {
+		layers := []Layer{{FS: files, Data: device{strings.NewReader(data)}, Origin: c.origin}}
+		got, err := Warm(t.Context(), layers, Command{Args: []string{"/bin/a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c.want, got); d != "" {
+			t.Errorf("data at %d: %s", c.origin, d)
+		}
 	}
 }
 
