@@ -83,7 +83,7 @@ type Config struct {
 	Logger     *slog.Logger
 }
 
-// New returns a device without sources: see [Device.SetSources].
+// New returns a device without sources: see [Device.AddSources].
 func New(c Config) *Device {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Device{
@@ -93,14 +93,6 @@ func New(c Config) *Device {
 		flights: map[int]*flight{},
 		touched: make([]uint64, (c.Table.Len()+63)/64),
 	}
-}
-
-// SetSources replaces the places the blob is read from, best first. Fetches
-// that are under way keep those they have.
-func (d *Device) SetSources(s []blob.Source) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.sources = s
 }
 
 // maxSources bounds what images can add.

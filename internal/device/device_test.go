@@ -76,7 +76,7 @@ func TestWithoutSource(t *testing.T) {
 	if err := r.Wait(t.Context(), 0, 1); !errors.Is(err, ErrNoSource) {
 		t.Errorf("error %v", err)
 	}
-	r.SetSources([]blob.Source{blobtest.NewMemory(m.blob)})
+	r.setSources([]blob.Source{blobtest.NewMemory(m.blob)})
 	if err := r.check(t.Context(), 0, int(r.Size())); err != nil {
 		t.Error(err)
 	}
@@ -313,7 +313,7 @@ func TestRightBytesOrAnError(t *testing.T) {
 					t.Errorf("seed %d: no read out of %d succeeded", seed, failed)
 				}
 				// Nothing that arrived stays on the way for ever.
-				r.SetSources([]blob.Source{blobtest.NewMemory(m.blob)})
+				r.setSources([]blob.Source{blobtest.NewMemory(m.blob)})
 				r.quiet(t)
 				if err := r.check(t.Context(), 0, int(r.Size())); err != nil {
 					t.Errorf("seed %d, with a good source: %v", seed, err)

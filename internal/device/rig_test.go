@@ -143,7 +143,7 @@ func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
 		Descriptor: desc, Table: table, Cache: c, Scheduler: NewScheduler(o.limit),
 		Logger: slog.New(slog.DiscardHandler),
 	})
-	dev.SetSources(sources)
+	dev.setSources(sources)
 	t.Cleanup(func() {
 		dev.Close()
 		_ = c.Close() // some tests have done so
@@ -286,4 +286,11 @@ func always(blobtest.Call) bool { return true }
 // faults is a source that misbehaves in the same way every time.
 func faults(src blob.Source, f blobtest.Fault) blob.Source {
 	return blobtest.Inject(src, func(blobtest.Call) blobtest.Fault { return f })
+}
+
+// setSources replaces the places the blob is read from.
+func (d *Device) setSources(sources []blob.Source) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sources = sources
 }

@@ -121,7 +121,7 @@ func (r *rig) add(ctx context.Context, c content) (*layer.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.Device().SetSources([]blob.Source{src})
+	l.Device().AddSources([]blob.Source{src})
 	return l, nil
 }
 
@@ -408,7 +408,7 @@ func TestLostPresentMap(t *testing.T) {
 	if s := l.Device().Stats(); s.Present != 0 {
 		t.Errorf("stats %+v", s)
 	}
-	l.Device().SetSources([]blob.Source{blobtest.NewMemory(c.Bytes)})
+	l.Device().AddSources([]blob.Source{blobtest.NewMemory(c.Bytes)})
 	r.check(t, c)
 }
 
