@@ -41,14 +41,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
 	"github.com/holdfast/holdfast/internal/erofs"
-	"github.com/holdfast/holdfast/internal/mount"
 )
 
 // The files of a store: go.podman.io/storage, store.go, layers.go and
@@ -226,89 +224,6 @@ func checkChain(chain []Layer, i int) error {
 	return nil
 }
 
-// parents are the layers below one, nearest first.
-type parents []Layer
-
-// join makes a file of one line about the layers.
-func (p parents) join(of func(Layer) string) string {
-	var all []string
-	for _, l := range p {
-		all = append(all, of(l))
-	}
-	return strings.Join(all, ":")
-}
-
-// stage makes a layer's directory.
-func (s *Store) stage(l Layer, below parents) error {
-	if err := s.dropView(l.ID); err != nil {
-		return err
-	}
-	view := s.view(l.ID)
-	if err := os.MkdirAll(filepath.Join(view, treeName), 0o700); err != nil {
-		return err
-	}
-	files := map[string]string{"link": linkText(l)}
-	if len(below) > 0 {
-		files["lower"] = below.join(linkText)
-		files["lower-layers"] = below.join(func(l Layer) string { return l.ID })
-	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(view, name), []byte(content), 0o600); err != nil {
-			return err
-		}
-	}
-	if err := mount.Bind(l.MountDirectory, filepath.Join(view, treeName)); err != nil {
-		return err
-	}
-	for _, name := range []string{s.path(stagingDir, l.ID), s.path(driverDir, l.ID), s.path(driverDir, l.name())} {
-		if err := os.RemoveAll(name); err != nil { // what a crash left without its record
-			return err
-		}
-	}
-	if err := os.Symlink(l.MountDirectory, s.path(driverDir, l.name())); err != nil {
-		return err
-	}
-	return os.Symlink(filepath.Join(view, treeName), s.path(stagingDir, l.ID))
-}
-
-// treeName is the mount in a layer's view.
-const treeName = "tree"
-
-// view is the directory that overlay/<id> leads into.
-func (s *Store) view(id string) string { return filepath.Join(s.records, id[:32]) }
-
-// dropView removes what overlay/<id> leads to. Containers keep what they have.
-func (s *Store) dropView(id string) error {
-	if err := mount.Unbind(filepath.Join(s.view(id), treeName)); err != nil {
-		return err
-	}
-	return os.RemoveAll(s.view(id))
-}
-
-// Detach takes away what all records lead to; the records stay. Until
-// [Store.Recover] the paths of their layers do not resolve.
-func (s *Store) Detach() error {
-	entries, err := os.ReadDir(s.records)
-	if err != nil {
-		return fmt.Errorf("detaching records: %w", err)
-	}
-	for _, e := range entries {
-		if err := mount.Unbind(filepath.Join(s.records, e.Name(), treeName)); err != nil {
-			return fmt.Errorf("detaching records: %w", err)
-		}
-		if err := os.RemoveAll(filepath.Join(s.records, e.Name())); err != nil {
-			return fmt.Errorf("detaching records: %w", err)
-		}
-	}
-	return nil
-}
-
-// linkText leads from overlay/l/ out of the store, by more ".." than any store
-// is deep, to the mount of the layer.
-func linkText(l Layer) string {
-	return strings.Repeat("../", 10) + strings.TrimPrefix(filepath.Join(l.MountDirectory, "l", "x"), "/")
-}
-
 // Withdraw removes records, and then the directories of their layers. Ids that
 // are not recorded are ignored. The caller has made sure that nothing refers to
 // the layers; a layer whose child stays recorded is an error.
@@ -361,90 +276,6 @@ func (s *Store) dropDirectory(id string) error {
 		return err
 	}
 	return s.dropView(id)
-}
-
-// Recover puts right what a reboot or a crash left: directories without a record
-// go, and every record leads to its layer again if mountDirectory knows where
-// the layers of its chain, by their blobs, are mounted. It returns the ids of
-// the other records; their paths do not resolve.
-func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Digest) (string, bool)) ([]string, error) {
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	layers, err := s.Layers()
-	if err != nil {
-		return nil, err
-	}
-	byID := map[string]Layer{}
-	for _, l := range layers {
-		var ok bool
-		if l.MountDirectory, ok = mountDirectory(l.BlobDigest); ok && layerID.MatchString(l.ID) {
-			byID[l.ID] = l
-		}
-	}
-	if err := s.Detach(); err != nil {
-		return nil, err
-	}
-	if err := s.dropStrays(layers); err != nil {
-		return nil, err
-	}
-	var broken []string
-	for _, l := range layers {
-		below, ok := ancestors(byID, l)
-		if !ok {
-			broken = append(broken, l.ID)
-			continue
-		}
-		if err := s.stage(byID[l.ID], below); err != nil {
-			return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
-		}
-		if err := os.Rename(s.path(stagingDir, l.ID), s.path(driverDir, l.ID)); err != nil {
-			return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
-		}
-	}
-	return broken, nil
-}
-
-// ancestors are the layers below one; not ok if one of them, or the layer
-// itself, is not known.
-func ancestors(known map[string]Layer, l Layer) (below parents, ok bool) {
-	for l, ok = known[l.ID]; ok && l.Parent != ""; {
-		if l, ok = known[l.Parent]; ok {
-			below = append(below, l)
-		}
-		if len(below) > len(known) {
-			return nil, false // a circle
-		}
-	}
-	return below, ok
-}
-
-// dropStrays removes what no record needs. The caller holds the lock.
-func (s *Store) dropStrays(layers []Layer) error {
-	known := map[string]bool{"l": true}
-	for _, l := range layers {
-		known[l.ID] = true
-		if l.BlobDigest.Validate() == nil {
-			known[l.name()] = true
-		}
-	}
-	for _, dir := range []string{driverDir, stagingDir} {
-		entries, err := os.ReadDir(s.path(dir))
-		if err != nil {
-			return fmt.Errorf("tidying %s: %w", s.root, err)
-		}
-		for _, e := range entries {
-			if dir == driverDir && known[e.Name()] {
-				continue
-			}
-			if err := os.RemoveAll(s.path(dir, e.Name())); err != nil {
-				return fmt.Errorf("tidying %s: %w", s.root, err)
-			}
-		}
-	}
-	return nil
 }
 
 // writeLayers replaces the list of records. The caller holds the lock.

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package imagestore
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Recover puts right what a reboot or a crash left: directories without a record
+// go, and every record leads to its layer again if mountDirectory knows where
+// the layers of its chain, by their blobs, are mounted. It returns the ids of
+// the other records; their paths do not resolve.
+func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Digest) (string, bool)) ([]string, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	layers, err := s.Layers()
+	if err != nil {
+		return nil, err
+	}
+	byID := map[string]Layer{}
+	for _, l := range layers {
+		var ok bool
+		if l.MountDirectory, ok = mountDirectory(l.BlobDigest); ok && layerID.MatchString(l.ID) {
+			byID[l.ID] = l
+		}
+	}
+	if err := s.Detach(); err != nil {
+		return nil, err
+	}
+	if err := s.dropStrays(layers); err != nil {
+		return nil, err
+	}
+	var broken []string
+	for _, l := range layers {
+		below, ok := ancestors(byID, l)
+		if !ok {
+			broken = append(broken, l.ID)
+			continue
+		}
+		if err := s.stage(byID[l.ID], below); err != nil {
+			return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
+		}
+		if err := os.Rename(s.path(stagingDir, l.ID), s.path(driverDir, l.ID)); err != nil {
+			return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
+		}
+	}
+	return broken, nil
+}
+
+// ancestors are the layers below one; not ok if one of them, or the layer
+// itself, is not known.
+func ancestors(known map[string]Layer, l Layer) (below parents, ok bool) {
+	for l, ok = known[l.ID]; ok && l.Parent != ""; {
+		if l, ok = known[l.Parent]; ok {
+			below = append(below, l)
+		}
+		if len(below) > len(known) {
+			return nil, false // a circle
+		}
+	}
+	return below, ok
+}
+
+// dropStrays removes what no record needs. The caller holds the lock.
+func (s *Store) dropStrays(layers []Layer) error {
+	known := map[string]bool{"l": true}
+	for _, l := range layers {
+		known[l.ID] = true
+		if l.BlobDigest.Validate() == nil {
+			known[l.name()] = true
+		}
+	}
+	for _, dir := range []string{driverDir, stagingDir} {
+		entries, err := os.ReadDir(s.path(dir))
+		if err != nil {
+			return fmt.Errorf("tidying %s: %w", s.root, err)
+		}
+		for _, e := range entries {
+			if dir == driverDir && known[e.Name()] {
+				continue
+			}
+			if err := os.RemoveAll(s.path(dir, e.Name())); err != nil {
+				return fmt.Errorf("tidying %s: %w", s.root, err)
+			}
+		}
+	}
+	return nil
+}
