@@ -25,6 +25,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/rootsocket"
 )
 
 func TestMain(m *testing.M) {
@@ -80,7 +81,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 
 func startDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	socket := ts.MkAbs("run/holdfast.sock")
-	l, err := control.Listen(socket)
+	l, err := rootsocket.Listen(socket)
 	ts.Check(err)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -40,7 +40,7 @@ downloaded, with unmodified images and unmodified runtimes.
 	cmd.PersistentFlags().StringVar(&g.config, "config", config.DefaultPath, "the daemon's configuration `file`")
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
 	cmd.AddCommand(
-		newServeCommand(g), newPrepareCommand(g), newListCommand(g), newStatusCommand(g),
+		newServeCommand(g), newWorkerCommand(g), newPrepareCommand(g), newListCommand(g), newStatusCommand(g),
 		newRemoveCommand(g), newConfigCommand(g), newVersionCommand(g),
 	)
 	return cmd

@@ -211,3 +211,6 @@ func (c *Config) SocketPath() string {
 	}
 	return filepath.Join(c.RunRoot, "holdfast.sock")
 }
+
+// KeeperSocketPath is where `holdfast serve --replace` finds the keeper.
+func (c *Config) KeeperSocketPath() string { return filepath.Join(c.RunRoot, "keeper.sock") }

@@ -76,7 +76,8 @@ type ImageStatus struct {
 // Info describes the daemon.
 type Info struct {
 	Version string    `json:"version"`
-	PID     int       `json:"pid"`
+	PID     int       `json:"pid"`    // of the worker
+	Keeper  int       `json:"keeper"` // the process that keeps the mount alive
 	Started time.Time `json:"started"`
 	Mount   string    `json:"mount"` // how layers are mounted, and why so
 	// Disabled says why nothing is published; "" if all is well.

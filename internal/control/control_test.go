@@ -26,6 +26,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/rootsocket"
 )
 
 // socketEnv makes the test binary a client of that socket: see TestOtherUsers.
@@ -68,7 +69,7 @@ func info() control.Info {
 func serve(t *testing.T, s *service) (socket string, stop func()) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "control.sock")
-	l, err := control.Listen(socket)
+	l, err := rootsocket.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +219,7 @@ func TestNotRunning(t *testing.T) {
 		}
 	}
 	// A socket that a dead daemon left is replaced.
-	l, err = control.Listen(dead)
+	l, err = rootsocket.Listen(dead)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,11 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -35,21 +32,6 @@ type Service interface {
 }
 
 const maxRequest = 1 << 20 // bytes of a request's body
-
-// Listen opens the control socket, for root only. A socket that a dead daemon
-// left is replaced: the caller holds the lock on the daemon's directories.
-func Listen(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("opening control socket: %w", err)
-	}
-	old := unix.Umask(0o177) // never open to others, not for an instant
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("opening control socket %s: %w", path, err)
-	}
-	return l, nil
-}
 
 // Serve answers requests until ctx ends, then lets those under way finish for a
 // moment, and ends the others. When it returns, none is under way.
@@ -81,7 +63,7 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 			_ = srv.Close()
 		}
 	})
-	err := srv.Serve(rootOnly{l})
+	err := srv.Serve(l)
 	if !stop() {
 		<-ended // Serve returns when the end begins
 		running.Wait()
@@ -90,36 +72,6 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 		return fmt.Errorf("serving control socket: %w", err)
 	}
 	return nil
-}
-
-// rootOnly drops connections of other users, should the socket's mode fail us.
-type rootOnly struct{ net.Listener }
-
-func (l rootOnly) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil || peerIsRoot(c) {
-			return c, err
-		}
-		_ = c.Close()
-	}
-}
-
-func peerIsRoot(c net.Conn) bool {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return false
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return false
-	}
-	root := false
-	err = raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		root = err == nil && cred.Uid == 0
-	})
-	return root && err == nil
 }
 
 type handler struct {

@@ -7,14 +7,12 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/config"
@@ -22,9 +20,11 @@ import (
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/mount"
 	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/rootsocket"
 )
 
 // Version is set when a release is built.
@@ -46,67 +46,98 @@ type Daemon struct {
 	disabled error // why nothing is published
 }
 
-// Run runs a daemon until ctx ends. ready is called when it answers.
-//
-// It starts from the bottom up, using no network: directories and their lock,
-// the FUSE mount, the probe of how to mount EROFS, all layers on disk, the
-// records that lead to them, and then the control socket. It stops in the
-// opposite order.
-func Run(ctx context.Context, cfg config.Config, log *slog.Logger, ready func()) (err error) {
-	unlock, err := lockDirectories(cfg)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	d := &Daemon{cfg: cfg, log: log, started: time.Now()}
-	if d.store, err = imagestore.Create(cfg.StorePath(), filepath.Join(cfg.RunRoot, "records")); err != nil {
-		return err
-	}
-	if d.disabled = imagestore.Probe(ctx, cfg.Root); d.disabled != nil {
-		log.Error("publishing nothing: runtimes would not understand our records", "err", d.disabled)
-	}
+// Inherited is what a daemon has of its keeper.
+type Inherited struct {
+	// Device is the descriptor of the FUSE mount on [Devices]; Run takes it over.
+	Device *os.File
+	// Ready is called when the daemon answers.
+	Ready func() error
+}
 
-	fuseDir := filepath.Join(cfg.RunRoot, "devices")
-	conn, err := mountFUSE(fuseDir)
+// Devices is where the devices of layers are served.
+func Devices(cfg config.Config) string { return filepath.Join(cfg.RunRoot, "devices") }
+
+// Run runs a daemon, as the worker of a keeper, until ctx ends. The caller holds
+// the lock on the directories: see [Lock].
+//
+// It starts with what others wait for: it opens the layers on disk and serves
+// their devices, which is all that the mounts of an earlier worker need. Then
+// come, still without a network, the probe of how to mount EROFS, the layers that
+// are not mounted, the records that lead to them, and the control socket.
+//
+// It stops in the opposite order. If ctx ends with the cause
+// [keeper.ErrHandOver], mounts and records stay as they are for the next worker,
+// which the kernel asks what this one has not answered.
+func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger) (err error) {
+	d := &Daemon{cfg: cfg, log: log, started: time.Now()}
+	conn, err := fusedev.Adopt(in.Device, Devices(cfg))
 	if err != nil {
 		return err
 	}
 	server := fusedev.New(conn, log)
-	// The server goes last: everything above it reads through it.
-	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx))
-	var serving errgroup.Group
-	serving.Go(func() error { return server.Run(serverCtx) })
-	defer func() {
-		stopServer()
-		err = errors.Join(err, serving.Wait(), conn.Unmount(), conn.Close())
-	}()
 	exports := &exporter{server: server, timeout: time.Duration(cfg.ReadTimeout)}
-	if d.mounter, err = d.probeMounts(ctx, exports); err != nil {
-		return err
-	}
-	log.Info("mounting layers", "method", d.mounter.String())
-
 	d.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(cfg.Root, "layers"), Mounts: filepath.Join(cfg.RunRoot, "layers"),
-		Mounter: d.mounter, Exporter: exports,
-		Scheduler: device.NewScheduler(cfg.MaxFetches), Logger: log,
+		Exporter: exports, Scheduler: device.NewScheduler(cfg.MaxFetches), Logger: log,
 	})
 	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
+		return errors.Join(err, conn.Close())
+	}
+	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var serving errgroup.Group
+	serving.Go(func() error {
+		err := server.Run(serverCtx)
+		if err == nil && serverCtx.Err() == nil {
+			err = errors.New("the FUSE mount is gone")
+		}
+		cancel(errors.Join(keeper.ErrHandOver, err)) // another worker may do better
+		return err
+	})
+	defer func() {
+		if ending(ctx) {
+			err = errors.Join(err, d.layers.Unmount(), d.layers.Close())
+		} else {
+			d.layers.Flush() // while readers are still served: it takes time
+		}
+		stopServer()
+		err = errors.Join(err, serving.Wait(), d.layers.Close(), conn.Close())
+	}()
+	if err := d.layers.Open(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.layers.Close()) }()
-	if err := d.layers.Load(ctx); err != nil {
-		return err
-	}
-	server.Ready()
-	return d.serve(ctx, ready)
+	return d.prepare(ctx, func(p *prepare.Preparer) error {
+		p.RestoreSources()
+		if err := d.layers.Export(); err != nil {
+			return err
+		}
+		server.Ready()
+		if err := d.mount(ctx, exports); err != nil {
+			return err
+		}
+		return d.serve(ctx, in.Ready)
+	})
 }
 
-// serve publishes and answers until ctx ends.
-func (d *Daemon) serve(ctx context.Context, ready func()) (err error) {
+// ending reports whether the daemon is to stop for good. Otherwise another worker
+// will go on, also after an error.
+func ending(ctx context.Context) bool {
+	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), keeper.ErrHandOver)
+}
+
+// prepare makes what prepares images, for as long as run takes.
+func (d *Daemon) prepare(ctx context.Context, run func(*prepare.Preparer) error) (err error) {
+	if d.store, err = imagestore.Create(d.cfg.StorePath(), filepath.Join(d.cfg.RunRoot, "records")); err != nil {
+		return err
+	}
 	d.registry = registry.New(d.registryConfig())
 	defer d.registry.Close()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	d.preparer, err = prepare.New(background, prepare.Config{
 		Policy: prepare.Policy{
 			Trusted: d.cfg.Trusted, Exclude: d.cfg.Exclude,
@@ -118,74 +149,51 @@ func (d *Daemon) serve(ctx context.Context, ready func()) (err error) {
 		Images: filepath.Join(d.cfg.Root, "images"), Logger: d.log,
 	})
 	if err != nil {
-		stop()
 		return err
 	}
 	defer func() {
 		stop()
 		d.preparer.Wait()
+		if !ending(ctx) {
+			return
+		}
 		// The layers' mounts go next; the runtime's pulls must not find them.
 		if err := d.preparer.Suspend(context.WithoutCancel(ctx)); err != nil {
 			d.log.Warn("withdrawing records before the stop", "err", err)
 		}
 	}()
+	return run(d.preparer)
+}
+
+// mount mounts what is not mounted yet.
+func (d *Daemon) mount(ctx context.Context, exports *exporter) (err error) {
+	if d.mounter, err = d.probeMounts(ctx, exports); err != nil {
+		return err
+	}
+	d.log.Info("mounting layers", "method", d.mounter.String())
+	if err := d.layers.Mount(ctx, d.mounter); err != nil {
+		return err
+	}
+	if d.disabled = imagestore.Probe(ctx, d.cfg.Root); d.disabled != nil {
+		d.log.Error("publishing nothing: runtimes would not understand our records", "err", d.disabled)
+	}
+	return nil
+}
+
+// serve restores records, publishes and answers until ctx ends.
+func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	if d.disabled == nil {
 		if err := d.preparer.Restore(ctx); err != nil {
 			return err
 		}
 	}
-	listener, err := control.Listen(d.cfg.SocketPath())
+	listener, err := rootsocket.Listen(d.cfg.SocketPath())
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return control.Serve(ctx, listener, d, d.metrics(), d.log) })
-	g.Go(func() error { return d.layers.Run(ctx) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
+	g.Go(func() error { return d.layers.Run(gctx) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
-	ready()
-	return g.Wait()
-}
-
-// mountFUSE mounts the device directory, in place of one that a daemon left
-// that was killed.
-func mountFUSE(dir string) (*fusedev.Conn, error) {
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("unmounting %s: %w", dir, err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("creating device directory: %w", err)
-	}
-	return fusedev.Mount(dir)
-}
-
-// lockDirectories creates the daemon's directories and makes sure that no other
-// daemon uses them.
-func lockDirectories(cfg config.Config) (unlock func(), err error) {
-	var files []*os.File
-	unlock = func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}
-	for _, dir := range []string{cfg.Root, cfg.RunRoot} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			unlock()
-			return nil, fmt.Errorf("creating the daemon's directories: %w", err)
-		}
-		if err := os.Chmod(dir, 0o700); err != nil {
-			unlock()
-			return nil, fmt.Errorf("closing the daemon's directories to others: %w", err)
-		}
-		f, err := os.OpenFile(filepath.Join(dir, "daemon.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			unlock()
-			return nil, fmt.Errorf("locking the daemon's directories: %w", err)
-		}
-		files = append(files, f)
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			unlock()
-			return nil, fmt.Errorf("another daemon uses %s: stop it first (systemctl stop holdfast), or give this one directories of its own (root, runroot): %w", dir, err)
-		}
-	}
-	return unlock, nil
+	return errors.Join(ready(), g.Wait())
 }

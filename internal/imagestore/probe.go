@@ -8,24 +8,46 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/storage"
 
 	"github.com/holdfast/holdfast/internal/erofs"
+	"github.com/holdfast/holdfast/internal/mount"
 )
 
 // Probe writes a chain of two records into a scratch store below dir and reads
 // it back with containers/storage itself: proof that what [Store.Publish] writes
-// is what runtimes understand. It leaves nothing behind.
+// is what runtimes understand. It leaves nothing behind, nor what a Probe that was
+// killed has left; one Probe may run in a dir at a time.
 func Probe(ctx context.Context, dir string) (err error) {
-	scratch, err := os.MkdirTemp(dir, "probe-")
+	scratch := filepath.Join(dir, "store-probe")
+	defer func() { err = errors.Join(err, clearProbe(scratch)) }()
+	err = clearProbe(scratch)
+	if err == nil {
+		err = probe(ctx, scratch)
+	}
 	if err != nil {
 		return fmt.Errorf("probing the image store: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	if err := probe(ctx, scratch); err != nil {
-		return fmt.Errorf("probing the image store: %w", err)
+	return nil
+}
+
+// clearProbe removes a scratch store with what is mounted in it.
+func clearProbe(scratch string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(scratch))
+	if err != nil {
+		return fmt.Errorf("clearing %s: %w", scratch, err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if err := mount.Unbind(m.Mountpoint); err != nil {
+			return fmt.Errorf("clearing %s: %w", scratch, err)
+		}
+	}
+	if err := os.RemoveAll(scratch); err != nil {
+		return fmt.Errorf("clearing %s: %w", scratch, err)
 	}
 	return nil
 }

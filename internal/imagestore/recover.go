@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -13,7 +14,8 @@ import (
 // Recover puts right what a reboot or a crash left: directories without a record
 // go, and every record leads to its layer again if mountDirectory knows where
 // the layers of its chain, by their blobs, are mounted. It returns the ids of
-// the other records; their paths do not resolve.
+// the other records; their paths do not resolve. What is right stays as it is,
+// at every moment: a runtime may be using it.
 func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Digest) (string, bool)) ([]string, error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
@@ -31,10 +33,10 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 			byID[l.ID] = l
 		}
 	}
-	if err := s.Detach(); err != nil {
+	if err := s.dropStrays(layers); err != nil {
 		return nil, err
 	}
-	if err := s.dropStrays(layers); err != nil {
+	if err := s.dropStrayViews(layers); err != nil {
 		return nil, err
 	}
 	var broken []string
@@ -42,6 +44,15 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 		below, ok := ancestors(byID, l)
 		if !ok {
 			broken = append(broken, l.ID)
+			if layerID.MatchString(l.ID) {
+				err = s.dropView(l.ID)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("recovering layer %s: %w", l.ID, err)
+			}
+			continue
+		}
+		if s.intact(byID[l.ID], below) {
 			continue
 		}
 		if err := s.stage(byID[l.ID], below); err != nil {
@@ -52,6 +63,29 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 		}
 	}
 	return broken, nil
+}
+
+// dropStrayViews removes views that no record needs.
+func (s *Store) dropStrayViews(layers []Layer) error {
+	known := map[string]bool{}
+	for _, l := range layers {
+		if layerID.MatchString(l.ID) {
+			known[filepath.Base(s.view(l.ID))] = true
+		}
+	}
+	entries, err := os.ReadDir(s.records)
+	if err != nil {
+		return fmt.Errorf("tidying %s: %w", s.records, err)
+	}
+	for _, e := range entries {
+		if known[e.Name()] {
+			continue
+		}
+		if err := s.dropViewDirectory(filepath.Join(s.records, e.Name())); err != nil {
+			return fmt.Errorf("tidying %s: %w", s.records, err)
+		}
+	}
+	return nil
 }
 
 // ancestors are the layers below one; not ok if one of them, or the layer

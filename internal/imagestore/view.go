@@ -23,6 +23,16 @@ func (p parents) join(of func(Layer) string) string {
 	return strings.Join(all, ":")
 }
 
+// viewFiles are the files beside a layer's tree.
+func viewFiles(l Layer, below parents) map[string]string {
+	files := map[string]string{"link": linkText(l)}
+	if len(below) > 0 {
+		files["lower"] = below.join(linkText)
+		files["lower-layers"] = below.join(func(l Layer) string { return l.ID })
+	}
+	return files
+}
+
 // stage makes a layer's directory.
 func (s *Store) stage(l Layer, below parents) error {
 	if err := s.dropView(l.ID); err != nil {
@@ -32,12 +42,7 @@ func (s *Store) stage(l Layer, below parents) error {
 	if err := os.MkdirAll(filepath.Join(view, treeName), 0o700); err != nil {
 		return err
 	}
-	files := map[string]string{"link": linkText(l)}
-	if len(below) > 0 {
-		files["lower"] = below.join(linkText)
-		files["lower-layers"] = below.join(func(l Layer) string { return l.ID })
-	}
-	for name, content := range files {
+	for name, content := range viewFiles(l, below) {
 		if err := os.WriteFile(filepath.Join(view, name), []byte(content), 0o600); err != nil {
 			return err
 		}
@@ -56,6 +61,34 @@ func (s *Store) stage(l Layer, below parents) error {
 	return os.Symlink(filepath.Join(view, treeName), s.path(stagingDir, l.ID))
 }
 
+// intact reports whether everything that stage and a rename make of a layer is
+// there, and shows the file system that is mounted for the layer now.
+func (s *Store) intact(l Layer, below parents) bool {
+	view := s.view(l.ID)
+	for link, want := range map[string]string{
+		s.path(driverDir, l.ID): filepath.Join(view, treeName), s.path(driverDir, l.name()): l.MountDirectory,
+	} {
+		if got, err := os.Readlink(link); err != nil || got != want {
+			return false
+		}
+	}
+	for name, want := range viewFiles(l, below) {
+		if got, err := os.ReadFile(filepath.Join(view, name)); err != nil || string(got) != want {
+			return false
+		}
+	}
+	mounted, err := mount.Mounted(filepath.Join(view, treeName))
+	if err != nil || !mounted {
+		return false
+	}
+	at, err := os.Stat(filepath.Join(view, treeName))
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(l.MountDirectory)
+	return err == nil && os.SameFile(at, now)
+}
+
 // treeName is the mount in a layer's view.
 const treeName = "tree"
 
@@ -63,11 +96,13 @@ const treeName = "tree"
 func (s *Store) view(id string) string { return filepath.Join(s.records, id[:32]) }
 
 // dropView removes what overlay/<id> leads to. Containers keep what they have.
-func (s *Store) dropView(id string) error {
-	if err := mount.Unbind(filepath.Join(s.view(id), treeName)); err != nil {
+func (s *Store) dropView(id string) error { return s.dropViewDirectory(s.view(id)) }
+
+func (s *Store) dropViewDirectory(view string) error {
+	if err := mount.Unbind(filepath.Join(view, treeName)); err != nil {
 		return err
 	}
-	return os.RemoveAll(s.view(id))
+	return os.RemoveAll(view)
 }
 
 // Detach takes away what all records lead to; the records stay. Until
@@ -78,10 +113,7 @@ func (s *Store) Detach() error {
 		return fmt.Errorf("detaching records: %w", err)
 	}
 	for _, e := range entries {
-		if err := mount.Unbind(filepath.Join(s.records, e.Name(), treeName)); err != nil {
-			return fmt.Errorf("detaching records: %w", err)
-		}
-		if err := os.RemoveAll(filepath.Join(s.records, e.Name())); err != nil {
+		if err := s.dropViewDirectory(filepath.Join(s.records, e.Name())); err != nil {
 			return fmt.Errorf("detaching records: %w", err)
 		}
 	}

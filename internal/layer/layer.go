@@ -76,11 +76,12 @@ type Root struct {
 // Layer is a layer that is prepared and open. Its methods may be called concurrently.
 type Layer struct {
 	Meta
-	dir    string
-	target string // where it is mounted
-	table  *index.Table
-	cache  *cache.File
-	dev    *device.Device
+	dir        string
+	target     string // where it is mounted
+	devicePath string // the exported device
+	table      *index.Table
+	cache      *cache.File
+	dev        *device.Device
 }
 
 // open opens the layer in dir.
@@ -173,27 +174,40 @@ type Exporter interface {
 	Withdraw(d digest.Digest)
 }
 
-// mount mounts the layer and makes sure that the mount answers. A layer whose
-// data is complete is mounted from its file; it needs us no more.
-func (l *Layer) mount(ctx context.Context, m *mount.Mounter, e Exporter) (err error) {
+// export makes the device readable as a file. Complete or not: mounts that others
+// hold may read it.
+func (l *Layer) export(e Exporter) (err error) {
+	l.devicePath, err = e.Export(l.Digest, l.dev)
+	return err
+}
+
+// mount mounts the layer and makes sure that the mount answers; one that is there
+// stays if keep is true. A layer whose data is complete is mounted from its file;
+// it needs us no more.
+func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("mounting layer %s: %w", l.Digest, err)
 		}
 	}()
-	// A mount that an earlier daemon left may have lost its device.
+	if keep {
+		mounted, err := mount.Mounted(l.target)
+		if err == nil && mounted {
+			err = mount.Check(ctx, l.target)
+		}
+		if err != nil || mounted {
+			return err
+		}
+	}
 	if err := mount.Unmount(l.target, true); err != nil {
 		return err
 	}
-	dev := ""
+	dev := l.devicePath
 	switch {
 	case l.table.DeviceSize() == 0:
+		dev = ""
 	case l.Complete():
 		dev = filepath.Join(l.dir, cache.DataName)
-	default:
-		if dev, err = e.Export(l.Digest, l.dev); err != nil {
-			return err
-		}
 	}
 	if err := os.MkdirAll(l.target, 0o700); err != nil {
 		return err
@@ -205,13 +219,19 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, e Exporter) (err er
 }
 
 // unmount undoes mount. What containers hold of the mount stays with them.
-func (l *Layer) unmount(e Exporter) error {
-	if err := mount.Unmount(l.target, true); err != nil {
+func (l *Layer) unmount() error {
+	if err := unmount(l.target); err != nil {
 		return fmt.Errorf("unmounting layer %s: %w", l.Digest, err)
 	}
-	e.Withdraw(l.Digest)
-	if err := os.Remove(l.target); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("unmounting layer %s: %w", l.Digest, err)
+	return nil
+}
+
+func unmount(target string) error {
+	if err := mount.Unmount(target, true); err != nil {
+		return err
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -50,13 +51,13 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// open makes a set as a start of the daemon does; it loads nothing.
+// open makes a set as a start of the daemon does, with the layers on disk.
 func (r *rig) open(t *testing.T) {
 	t.Helper()
 	r.log = &bytes.Buffer{}
 	s, err := layer.NewSet(layer.Config{
 		Root: filepath.Join(r.dir, "layers"), Mounts: filepath.Join(r.dir, "mounts"),
-		Mounter: r.mounter, Exporter: r.exporter, Scheduler: device.NewScheduler(4),
+		Exporter: r.exporter, Scheduler: device.NewScheduler(4),
 		Logger: slog.New(slog.NewTextHandler(r.log, nil)),
 	})
 	if err != nil {
@@ -64,23 +65,23 @@ func (r *rig) open(t *testing.T) {
 	}
 	r.Set = s
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
+		if err := errors.Join(s.Unmount(), s.Close()); err != nil {
 			t.Error(err)
 		}
 	})
+	if err := errors.Join(s.Open(t.Context()), s.Export(), s.Mount(t.Context(), r.mounter)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // reopen stops and starts; what happens between is the caller's.
 func (r *rig) reopen(t *testing.T, between func()) {
 	t.Helper()
-	if err := r.Close(); err != nil {
+	if err := errors.Join(r.Unmount(), r.Close()); err != nil {
 		t.Fatal(err)
 	}
 	between()
 	r.open(t)
-	if err := r.Load(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // content is a layer to add.

@@ -31,7 +31,6 @@ const stagingPrefix = ".staging-"
 // Set is all prepared layers of a node. Its methods may be called concurrently.
 type Set struct {
 	root, mounts string
-	mounter      *mount.Mounter
 	exporter     Exporter
 	sched        *device.Scheduler
 	log          *slog.Logger
@@ -39,6 +38,7 @@ type Set struct {
 	// changing is held while layers come and go, before mu. What a directory's
 	// name says and what the set holds differ only within it.
 	changing sync.Mutex
+	mounter  *mount.Mounter // protected by changing
 
 	mu     sync.Mutex // protects the fields below
 	layers map[digest.Digest]*Layer
@@ -48,13 +48,13 @@ type Set struct {
 // that a reboot empties; both belong to the set alone.
 type Config struct {
 	Root, Mounts string
-	Mounter      *mount.Mounter
 	Exporter     Exporter
 	Scheduler    *device.Scheduler
 	Logger       *slog.Logger
 }
 
-// NewSet returns a set that holds nothing until [Set.Load] is called.
+// NewSet returns a set that holds nothing until [Set.Open] is called, and to which
+// layers can be added after [Set.Mount].
 func NewSet(c Config) (*Set, error) {
 	for _, dir := range []string{c.Root, c.Mounts} {
 		// 0700: or any user of the host could execute an image's setuid files.
@@ -66,31 +66,96 @@ func NewSet(c Config) (*Set, error) {
 		}
 	}
 	return &Set{
-		root: c.Root, mounts: c.Mounts, mounter: c.Mounter, exporter: c.Exporter,
+		root: c.Root, mounts: c.Mounts, exporter: c.Exporter,
 		sched: c.Scheduler, log: c.Logger,
 		layers: map[digest.Digest]*Layer{},
 	}, nil
 }
 
-// Load opens and mounts every layer on disk, without a network. A layer that
-// cannot be opened or mounted stays on disk, is logged, and is not in the set.
-func (s *Set) Load(ctx context.Context) error {
+// Open opens every layer on disk, without a network. A layer that cannot be opened
+// stays on disk, is logged, and is not in the set.
+func (s *Set) Open(ctx context.Context) error {
 	entries, err := os.ReadDir(s.root)
 	if err != nil {
-		return fmt.Errorf("loading layers: %w", err)
+		return fmt.Errorf("opening layers: %w", err)
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), stagingPrefix) {
 			if err := os.RemoveAll(filepath.Join(s.root, e.Name())); err != nil {
-				return fmt.Errorf("loading layers: %w", err)
+				return fmt.Errorf("opening layers: %w", err)
 			}
 			continue
 		}
-		if _, err := s.openAndMount(ctx, digest.NewDigestFromEncoded(digest.SHA256, e.Name())); err != nil {
-			s.log.Error("loading layer", "err", err)
+		l, err := s.open(digest.NewDigestFromEncoded(digest.SHA256, e.Name()))
+		if err != nil {
+			s.log.Error("opening layer", "err", err)
+			continue
+		}
+		s.mu.Lock()
+		s.layers[l.Digest] = l
+		s.mu.Unlock()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Export exports the devices of all layers: what is mounted already, by an earlier
+// process, works from then on. By then devices have their sources, or readers
+// would get an error.
+func (s *Set) Export() error {
+	for _, l := range s.All() {
+		if err := l.export(s.exporter); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Mount mounts the layers of the set that are not mounted, by the method that it
+// will use from then on, and ends mounts of layers that the set does not have. A
+// layer that cannot be mounted is logged and leaves the set.
+func (s *Set) Mount(ctx context.Context, m *mount.Mounter) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.mounter = m
+	for _, l := range s.All() {
+		err := l.mount(ctx, m, true)
+		if err == nil {
+			continue
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		s.log.Error("mounting layer", "err", errors.Join(err, l.unmount()))
+		s.exporter.Withdraw(l.Digest)
+		if err := l.close(); err != nil {
+			s.log.Warn("closing layer", "layer", l.Digest, "err", err)
+		}
+		s.mu.Lock()
+		delete(s.layers, l.Digest)
+		s.mu.Unlock()
+	}
+	return s.unmountStrays()
+}
+
+// unmountStrays ends the mounts of layers that are not in the set.
+func (s *Set) unmountStrays() error {
+	entries, err := os.ReadDir(s.mounts)
+	if err != nil {
+		return fmt.Errorf("looking for stray mounts: %w", err)
+	}
+	known := map[string]bool{}
+	for _, l := range s.All() {
+		known[filepath.Base(l.target)] = true
+	}
+	for _, e := range entries {
+		if known[e.Name()] {
+			continue
+		}
+		if err := unmount(filepath.Join(s.mounts, e.Name())); err != nil {
+			return fmt.Errorf("ending a stray mount: %w", err)
 		}
 	}
 	return nil
@@ -102,16 +167,27 @@ func (s *Set) MountDirectory(d digest.Digest) string {
 	return filepath.Join(s.mounts, erofs.Name(d))
 }
 
-func (s *Set) openAndMount(ctx context.Context, d digest.Digest) (*Layer, error) {
+// open opens a layer on disk.
+func (s *Set) open(d digest.Digest) (*Layer, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("opening layer %q: %w", d, err)
 	}
-	l, err := open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.sched, s.log)
+	return open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.sched, s.log)
+}
+
+// add opens and mounts a layer that is new on disk.
+func (s *Set) add(ctx context.Context, d digest.Digest) (*Layer, error) {
+	l, err := s.open(d)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.mount(ctx, s.mounter, s.exporter); err != nil {
-		return nil, errors.Join(err, l.unmount(s.exporter), l.close())
+	if err = l.export(s.exporter); err == nil {
+		err = l.mount(ctx, s.mounter, false)
+	}
+	if err != nil {
+		err = errors.Join(err, l.unmount())
+		s.exporter.Withdraw(d)
+		return nil, errors.Join(err, l.close())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,9 +226,10 @@ func (s *Set) Remove(d digest.Digest) error {
 	if !ok {
 		return nil
 	}
-	if err := l.unmount(s.exporter); err != nil {
+	if err := l.unmount(); err != nil {
 		return err
 	}
+	s.exporter.Withdraw(d)
 	if err := l.close(); err != nil {
 		s.log.Warn("closing layer", "layer", d, "err", err)
 	}
@@ -185,19 +262,34 @@ func (s *Set) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		for _, l := range s.All() {
-			if err := l.cache.Flush(); err != nil {
-				s.log.Error("flushing cache", "layer", l.Digest, "err", err)
-			}
+		s.Flush()
+	}
+}
+
+// Flush makes durable what has been fetched. What fails is logged.
+func (s *Set) Flush() {
+	for _, l := range s.All() {
+		if err := l.cache.Flush(); err != nil {
+			s.log.Error("flushing cache", "layer", l.Digest, "err", err)
 		}
 	}
 }
 
-// Close unmounts and closes all layers; they stay on disk.
+// Unmount unmounts all layers. What containers hold of the mounts stays with them.
+func (s *Set) Unmount() error {
+	var err error
+	for _, l := range s.All() {
+		err = errors.Join(err, l.unmount())
+		s.exporter.Withdraw(l.Digest)
+	}
+	return err
+}
+
+// Close closes all layers; they stay on disk, and as they are mounted.
 func (s *Set) Close() error {
 	var err error
 	for _, l := range s.All() {
-		err = errors.Join(err, l.unmount(s.exporter), l.close())
+		err = errors.Join(err, l.close())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -77,7 +77,7 @@ func (st *Stage) Commit(ctx context.Context, m Meta, idx *index.Index, complete 
 	if err := st.moveIn(m.Digest); err != nil {
 		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
 	}
-	l, err := st.set.openAndMount(ctx, m.Digest)
+	l, err := st.set.add(ctx, m.Digest)
 	if err != nil {
 		// Nothing refers to it yet.
 		return nil, errors.Join(err, st.set.discard(m.Digest))

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -88,12 +89,12 @@ func (n *node) start(t *testing.T) {
 	var err error
 	n.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(n.dir, "layers"), Mounts: filepath.Join(n.dir, "mounts"),
-		Mounter: mounter, Exporter: exporter, Scheduler: device.NewScheduler(8), Logger: log,
+		Exporter: exporter, Scheduler: device.NewScheduler(8), Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.layers.Load(t.Context()); err != nil {
+	if err := errors.Join(n.layers.Open(t.Context()), n.layers.Export(), n.layers.Mount(t.Context(), mounter)); err != nil {
 		t.Fatal(err)
 	}
 	if n.store, err = imagestore.Create(filepath.Join(n.dir, "store"), filepath.Join(n.dir, "records")); err != nil {
@@ -112,6 +113,7 @@ func (n *node) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.RestoreSources()
 	n.stop = func() {
 		cancel()
 		n.Wait()
@@ -119,7 +121,7 @@ func (n *node) start(t *testing.T) {
 			t.Error(err)
 		}
 		client.Close()
-		if err := n.layers.Close(); err != nil {
+		if err := errors.Join(n.layers.Unmount(), n.layers.Close()); err != nil {
 			t.Error(err)
 		}
 	}

@@ -11,9 +11,21 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 )
 
+// RestoreSources gives the layers of prepared images the places that the images
+// were read from. It uses no network.
+func (p *Preparer) RestoreSources() {
+	all, err := p.images.all()
+	if err != nil {
+		p.log.Error("restoring sources", "err", err)
+		return
+	}
+	for _, img := range all {
+		p.restoreSources(img)
+	}
+}
+
 // Restore puts the prepared images back in place after a start: records that
-// are missing or damaged, and the sources of layers that are not complete. It
-// uses no network. What cannot be restored is logged; its records go if no
+// are missing or damaged. It uses no network. What cannot be restored is logged; its records go if no
 // runtime refers to them, so that the next pull is a normal one.
 func (p *Preparer) Restore(ctx context.Context) error {
 	done, err := p.takeTurn(ctx)
@@ -47,7 +59,6 @@ func (p *Preparer) Restore(ctx context.Context) error {
 }
 
 func (p *Preparer) restoreImage(ctx context.Context, img Image) error {
-	p.restoreSources(img)
 	var available []LayerResult
 	for _, l := range img.Layers {
 		if _, ok := p.layers.Get(l.Digest); !ok {

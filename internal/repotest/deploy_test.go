@@ -70,9 +70,12 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 		// systemd-analyze looks for the program.
-		here := strings.Replace(string(unit), "ExecStart="+program+" ", "ExecStart="+in(program)+" ", 1)
-		if here == string(unit) {
-			t.Errorf("the unit does not run %s", program)
+		here := string(unit)
+		for _, key := range []string{"ExecStart=", "ExecReload="} {
+			before := here
+			if here = strings.Replace(here, key+program+" ", key+in(program)+" ", 1); here == before {
+				t.Errorf("%s does not run %s", key, program)
+			}
 		}
 		verifyUnit(t, here)
 	})
@@ -107,7 +110,8 @@ func TestUnit(t *testing.T) {
 	for _, m := range setting.FindAllStringSubmatch(read(t, "deploy/holdfast.service"), -1) {
 		settings[m[1]] = m[2]
 	}
-	for key, want := range map[string]string{"Type": "notify", "KillMode": "mixed", "Restart": "on-failure"} {
+	for key, want := range map[string]string{"Type": "notify", "KillMode": "mixed", "Restart": "on-failure",
+		"OOMPolicy": "continue", "FileDescriptorStoreMax": "1", "WantedBy": "multi-user.target crio.service"} {
 		if settings[key] != want {
 			t.Errorf("%s=%s, want %s", key, settings[key], want)
 		}

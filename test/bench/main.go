@@ -177,7 +177,7 @@ func measure(ctx context.Context, o options, log func(string, ...any)) (_ *repor
 			return nil, fmt.Errorf("measuring %s: %w", p.name, err)
 		}
 	}
-	return b.report, b.noteMemory()
+	return b.report, b.noteMemory(ctx)
 }
 
 func newBench(ctx context.Context, o options, log func(string, ...any)) (*bench, error) {
@@ -226,7 +226,7 @@ func (b *bench) logTook(err error, format string, args ...any) {
 // freshDaemon makes everything that the daemon knows cold: what it has in
 // memory, and its connections.
 func (b *bench) freshDaemon(ctx context.Context) error {
-	if err := b.noteMemory(); err != nil {
+	if err := b.noteMemory(ctx); err != nil {
 		return err
 	}
 	if err := b.stand.Daemon.Stop(); err != nil {
@@ -236,8 +236,8 @@ func (b *bench) freshDaemon(ctx context.Context) error {
 }
 
 // noteMemory takes down the peak of the daemon that runs.
-func (b *bench) noteMemory() error {
-	_, peak, err := b.stand.Daemon.RSS()
+func (b *bench) noteMemory(ctx context.Context) error {
+	_, peak, err := b.stand.Daemon.RSS(ctx)
 	b.report.PeakRSS = append(b.report.PeakRSS, peak)
 	return err
 }

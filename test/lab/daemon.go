@@ -185,20 +185,79 @@ func (d *Daemon) LayerTree(layer digest.Digest) string {
 	return filepath.Join(d.RunRoot(), "layers", layer.Encoded()[:32], "diff")
 }
 
-// RSS is the daemon's resident memory in bytes, now and at its peak.
-func (d *Daemon) RSS() (now, peak int64, err error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+// RSS is the resident memory of the daemon's processes in bytes: now, and the sum
+// of the peaks of those that run.
+func (d *Daemon) RSS(ctx context.Context) (now, peak int64, err error) {
+	info, err := d.Client().Info(ctx)
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading the daemon's memory: %w", err)
+		return 0, 0, err
 	}
-	field := func(name string) int64 {
-		for line := range strings.Lines(string(data)) {
-			if rest, ok := strings.CutPrefix(line, name+":"); ok {
-				kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64) // the kernel's own number
-				return kb << 10
+	for _, pid := range []int{info.Keeper, info.PID} {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading the daemon's memory: %w", err)
+		}
+		now += field(string(data), "VmRSS")
+		peak += field(string(data), "VmHWM")
+	}
+	return now, peak, nil
+}
+
+// field is a number of bytes in /proc/PID/status.
+func field(status, name string) int64 {
+	for line := range strings.Lines(status) {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
+			kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64) // the kernel's own number
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+// KillWorker ends the worker at once, and returns its process id. The keeper
+// starts the next one.
+func (d *Daemon) KillWorker(ctx context.Context) (int, error) {
+	pid, err := d.Worker(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return pid, fmt.Errorf("killing worker %d: %w", pid, err)
+	}
+	return pid, nil
+}
+
+// Worker waits until there is a worker, and returns its process id. It may not
+// answer yet.
+func (d *Daemon) Worker(ctx context.Context) (int, error) {
+	for {
+		// proc_pid_task_children(5)
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.cmd.Process.Pid))
+		if err != nil {
+			return 0, err
+		}
+		for _, list := range lists {
+			data, err := os.ReadFile(list)
+			if err != nil {
+				continue // the thread is gone
+			}
+			if fields := strings.Fields(string(data)); len(fields) > 0 {
+				return strconv.Atoi(fields[0])
 			}
 		}
-		return 0
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-time.After(time.Millisecond):
+		}
 	}
-	return field("VmRSS"), field("VmHWM"), nil
+}
+
+// Keeper is the process that [Daemon.Start] started.
+func (d *Daemon) Keeper() int { return d.cmd.Process.Pid }
+
+// Replace has the worker swapped for one of another program.
+func (d *Daemon) Replace(ctx context.Context, binary string) error {
+	_, err := run(ctx, nil, binary, "serve", "--replace", "--config", d.Config())
+	return err
 }
