@@ -155,3 +155,15 @@ func (t *Table) Search(offset int64) int {
 		return int64(binary.LittleEndian.Uint64(rec))+int64(binary.LittleEndian.Uint64(rec[8:])) > offset
 	})
 }
+
+// Range returns the chunks [first, end) that have bytes in [offset, offset+n).
+func (t *Table) Range(offset, n int64) (first, end int) {
+	first, end = t.Search(offset), t.Search(offset+n)
+	if n <= 0 {
+		return first, first
+	}
+	if end < t.n && t.At(end).Offset < offset+n {
+		end++
+	}
+	return first, end
+}
