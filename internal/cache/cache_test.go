@@ -4,10 +4,12 @@ package cache_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/cache"
+	"github.com/holdfast/holdfast/internal/index"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,12 +30,63 @@ const chunk = 4096
 
 func open(t *testing.T, dir string, chunks int) *cache.File {
 	t.Helper()
-	f, err := cache.Open(dir, int64(chunks)*chunk, chunks)
+	return openIn(t, dir, blocks(t, chunks), unlimited())
+}
+
+func openIn(t testing.TB, dir string, table *index.Table, space *cache.Space) *cache.File {
+	t.Helper()
+	f, err := cache.Open(dir, table, space)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() }) // some tests have done so
 	return f
+}
+
+func unlimited() *cache.Space { return limited(0) }
+
+func limited(bytes int64) *cache.Space {
+	return cache.NewSpace(bytes, slog.New(slog.DiscardHandler))
+}
+
+// blocks is a device of chunks of one block each.
+func blocks(t testing.TB, chunks int) *index.Table {
+	t.Helper()
+	sizes := make([]int64, chunks)
+	for i := range sizes {
+		sizes[i] = chunk
+	}
+	return layout(t, int64(chunks)*chunk, sizes...)
+}
+
+// layout is a device of that size, with chunks one after the other.
+func layout(t testing.TB, size int64, chunks ...int64) *index.Table {
+	t.Helper()
+	idx := &index.Index{DeviceSize: size}
+	off := int64(0)
+	for _, n := range chunks {
+		idx.Chunks = append(idx.Chunks, index.Chunk{Offset: off, Size: n})
+		off += n
+	}
+	name := filepath.Join(t.TempDir(), "chunks")
+	file, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := index.WriteTable(file, idx); err != nil {
+		t.Fatal(err)
+	}
+	table, err := index.OpenTable(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := table.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return table
 }
 
 // content is what chunk i of these tests holds.
@@ -41,11 +95,22 @@ func content(i int) []byte { return bytes.Repeat([]byte{byte(i + 1)}, chunk) }
 func add(t *testing.T, f *cache.File, chunks ...int) {
 	t.Helper()
 	for _, i := range chunks {
-		if _, err := f.WriteAt(content(i), int64(i)*chunk); err != nil {
+		if err := store(f, i, content(i)); err != nil {
 			t.Fatal(err)
 		}
-		f.Add(i)
 	}
+}
+
+func store(f *cache.File, i int, p []byte) error {
+	w, err := f.Begin(context.Background(), i)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	if _, err := w.Write(p); err != nil {
+		return err
+	}
+	return w.Commit()
 }
 
 // check compares what is present, and its bytes.
@@ -84,7 +149,6 @@ func TestPresentMapSurvives(t *testing.T) {
 				for i := range n {
 					if keep(i) {
 						add(t, f, i)
-						f.Add(i) // counts once
 						present[i] = true
 					}
 				}
@@ -129,7 +193,11 @@ func TestCrash(t *testing.T) {
 func TestDataWithoutMark(t *testing.T) {
 	dir := t.TempDir()
 	f := open(t, dir, 2)
-	if _, err := f.WriteAt(content(0), 0); err != nil {
+	w, err := f.Begin(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(content(0)); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
@@ -237,11 +305,7 @@ func TestForeignMap(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("of more chunks", func(t *testing.T) {
-		f, err := cache.Open(dir, 4*chunk, 5)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close() //nolint:errcheck // of no interest
+		f := openIn(t, dir, layout(t, 4*chunk, chunk, chunk, chunk, 1, chunk-1), unlimited())
 		if f.Present() != 0 || f.Complete() {
 			t.Errorf("%d chunks are present", f.Present())
 		}
@@ -287,11 +351,10 @@ func TestConcurrentUse(t *testing.T) {
 	})
 	for part := range 4 {
 		g.Go(func() error {
-			for i := part; i < n; i += 2 { // each chunk twice
-				if _, err := f.WriteAt(content(i), int64(i)*chunk); err != nil {
+			for i := part; i < n; i += 4 {
+				if err := store(f, i, content(i)); err != nil {
 					return err
 				}
-				f.Add(i)
 				if !f.Has(i) {
 					return fmt.Errorf("chunk %d is not there", i)
 				}
@@ -337,21 +400,23 @@ func TestFullDisk(t *testing.T) {
 	if err := f.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	var err error
 	present := map[int]bool{0: true}
-	for i := 1; i < n && err == nil; i++ {
-		if _, err = f.WriteAt(content(i), int64(i)*chunk); err == nil {
-			f.Add(i)
-			present[i] = true
+	for i := 1; !f.Full(); i++ {
+		if err := store(f, i, content(i)); err != nil {
+			t.Fatal(err)
 		}
+		present[i] = !f.Full()
 	}
-	if !errors.Is(err, unix.ENOSPC) {
-		t.Fatalf("error %v", err)
+	last := len(present) - 1 // went to memory
+	delete(present, last)
+	if p := make([]byte, chunk); !f.Has(last) {
+		t.Error("what could not be stored is gone")
+	} else if _, err := f.ReadAt(p, int64(last)*chunk); err != nil || !bytes.Equal(p, content(last)) {
+		t.Errorf("what could not be stored: %x..., error %v", p[:4], err)
 	}
 	if err := f.Flush(); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("flush: %v", err)
 	}
-	check(t, f, n, present)
 	again := open(t, dir, n)
 	check(t, again, n, map[int]bool{0: true})
 	if err := again.Close(); err != nil {
@@ -376,7 +441,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestOpenFails(t *testing.T) {
-	if _, err := cache.Open(filepath.Join(t.TempDir(), "none"), 0, 0); !errors.Is(err, os.ErrNotExist) {
+	if _, err := cache.Open(filepath.Join(t.TempDir(), "none"), blocks(t, 0), unlimited()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
 	dir := t.TempDir()
@@ -386,7 +451,7 @@ func TestOpenFails(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, cache.DataName), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cache.Open(dir, 0, 0); err == nil || !strings.Contains(err.Error(), dir) {
+	if _, err := cache.Open(dir, blocks(t, 0), unlimited()); err == nil || !strings.Contains(err.Error(), dir) {
 		t.Errorf("map that cannot be read: %v", err)
 	}
 }

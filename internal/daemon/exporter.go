@@ -36,7 +36,7 @@ type patient struct {
 	timeout time.Duration
 }
 
-func (p patient) Wait(ctx context.Context, off int64, n int) error {
+func (p patient) Wait(ctx context.Context, off int64, n int) (release func(), err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fmt.Errorf("no answer within %s", p.timeout))
 	defer cancel()
 	return p.Device.Wait(ctx, off, n)
@@ -69,8 +69,8 @@ func (d *Daemon) mounterFor(ctx context.Context, e *exporter) (*mount.Mounter, e
 // zeros is a device to probe with.
 type zeros struct{}
 
-func (zeros) Size() int64                            { return 16 * index.BlockSize }
-func (zeros) Wait(context.Context, int64, int) error { return nil }
+func (zeros) Size() int64                                      { return 16 * index.BlockSize }
+func (zeros) Wait(context.Context, int64, int) (func(), error) { return func() {}, nil }
 func (zeros) ReadAt(p []byte, _ int64) (int, error) {
 	clear(p)
 	return len(p), nil

@@ -138,7 +138,7 @@ func TestSourceThatStalls(t *testing.T) {
 		patience := errors.New("no answer in time")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		read := make(chan error, 1)
-		go func() { read <- r.Wait(ctx, base, 10) }()
+		go func() { read <- r.wait(ctx, base, 10) }()
 		eventually(t, func() bool { return r.Stats().Requests == 1 })
 		cancel(patience)
 		if err := receive(t, read); !errors.Is(err, patience) {
@@ -160,7 +160,7 @@ func TestCacheThatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var write *writeError
-	if err := r.Wait(t.Context(), base, 10); !errors.As(err, &write) {
+	if err := r.wait(t.Context(), base, 10); !errors.As(err, &write) {
 		t.Errorf("error %v", err)
 	}
 	if len(first.seen()) != 1 || len(second.seen()) != 0 || r.cache.Has(firstChunk) {

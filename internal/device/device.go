@@ -4,10 +4,10 @@
 // layer's uncompressed file data as one virtual file, put together from its
 // chunk table, its cache and the sources of its blob.
 //
-// One read, in this package: [Device.Wait] finds the chunks of the range that
-// are not in the cache, joins or starts their fetches (plan.go, fetch.go), which
-// decompress, verify and write them to the cache (stream.go), and returns when
-// all are present. [Device.ReadAt] then reads the cache.
+// One read, in this package: [Device.Wait] holds the chunks of the range in the
+// cache, finds those that are not there, joins or starts their fetches (plan.go,
+// fetch.go), which decompress, verify and write them to the cache (stream.go),
+// and returns when all are present. [Device.ReadAt] then reads the cache.
 //
 // No byte reaches the present map of the cache unless its chunk's digest
 // matched. A chunk that does not match is fetched from the next source; when
@@ -125,28 +125,47 @@ func (d *Device) Sources() []blob.Source {
 // Size is the length of the device in bytes.
 func (d *Device) Size() int64 { return d.table.DeviceSize() }
 
-// Wait returns when [off, off+n) is in the cache, or with the error that kept
-// it from getting there. Only the last reader of a chunk that leaves, because
-// its ctx ended, ends the chunk's fetch.
-func (d *Device) Wait(ctx context.Context, off int64, n int) error {
+// Wait returns when [off, off+n) is in the cache, where it stays until it is
+// released, once, or with the error that kept it from getting there. Only the
+// last reader of a chunk that leaves, because its ctx ended, ends the chunk's
+// fetch.
+func (d *Device) Wait(ctx context.Context, off int64, n int) (release func(), err error) {
+	if err := d.checkRange(off, int64(n)); err != nil {
+		return nil, err
+	}
+	first, end := d.table.Range(off, int64(n))
 	for {
+		// Held before it is there: what arrives stays.
+		release, err := d.cache.Hold(ctx, first, end)
+		if err != nil {
+			return nil, d.failed(off, n, err)
+		}
 		flights, err := d.demand(off, int64(n))
 		if err != nil {
-			return err
+			release()
+			return nil, err
 		}
 		if len(flights) == 0 {
-			return nil
+			return release, nil
 		}
-		if err := d.await(ctx, flights); err != nil {
-			if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-				continue // its last reader left just before this one joined
-			}
-			return d.failed(off, n, err)
+		err = d.await(ctx, flights)
+		if err == nil {
+			return release, nil
+		}
+		release()
+		switch {
+		case ctx.Err() != nil:
+			return nil, d.failed(off, n, err)
+		case errors.Is(err, errAbandoned): // its last reader left just before this one joined
+		case errors.Is(err, cache.ErrFull): // it was not held when the disk got full
+		default:
+			return nil, d.failed(off, n, err)
 		}
 	}
 }
 
-// ReadAt reads a range that [Device.Wait] has waited for.
+// ReadAt reads a range that is in the cache, which one that [Device.Wait] has
+// waited for is until it is released, or fails with [cache.ErrAbsent].
 func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.cache.ReadAt(p, off) }
 
 // await waits for all flights, and leaves all of them.

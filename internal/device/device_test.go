@@ -64,7 +64,7 @@ func TestRangesOutsideOfTheDevice(t *testing.T) {
 		off int64
 		n   int
 	}{{-1, 1}, {size, 1}, {size - 1, 2}, {0, int(size) + 1}, {1<<63 - 1, 1}} {
-		if err := r.Wait(t.Context(), c.off, c.n); err == nil {
+		if err := r.wait(t.Context(), c.off, c.n); err == nil {
 			t.Errorf("%d+%d: no error", c.off, c.n)
 		}
 	}
@@ -73,7 +73,7 @@ func TestRangesOutsideOfTheDevice(t *testing.T) {
 func TestWithoutSource(t *testing.T) {
 	m := chunked(t, 1)
 	r := newRig(t, m, rigOptions{})
-	if err := r.Wait(t.Context(), 0, 1); !errors.Is(err, ErrNoSource) {
+	if err := r.wait(t.Context(), 0, 1); !errors.Is(err, ErrNoSource) {
 		t.Errorf("error %v", err)
 	}
 	r.setSources([]blob.Source{blobtest.NewMemory(m.blob)})
@@ -154,7 +154,7 @@ func TestTheLastReaderThatLeavesEndsTheFetch(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		left = make(chan error, 1)
 		before := r.waiting()
-		go func() { left <- r.Wait(ctx, base, 10) }()
+		go func() { left <- r.wait(ctx, base, 10) }()
 		eventually(t, func() bool { return r.waiting() == before+1 })
 		return cancel, left
 	}
@@ -195,7 +195,7 @@ func TestAReaderThatLeavesDisturbsNobody(t *testing.T) {
 	r := newRig(t, m, rigOptions{}, src)
 	ctx, leave := context.WithCancel(t.Context())
 	left, stayed := make(chan error, 1), make(chan error, 1)
-	go func() { left <- r.Wait(ctx, base, 10) }()
+	go func() { left <- r.wait(ctx, base, 10) }()
 	go func() { stayed <- r.check(t.Context(), base, chunkSize) }()
 	eventually(t, func() bool { return r.waiting() == 2 })
 	leave()
@@ -248,13 +248,13 @@ func TestCloseEndsReaders(t *testing.T) {
 	src.hold = always
 	r := newRig(t, m, rigOptions{}, src)
 	read := make(chan error, 1)
-	go func() { read <- r.Wait(t.Context(), base, 10) }()
+	go func() { read <- r.wait(t.Context(), base, 10) }()
 	receive(t, src.opened)
 	r.Device.Close()
 	if err := receive(t, read); !errors.Is(err, errClosed) {
 		t.Errorf("reader got %v", err)
 	}
-	if err := r.Wait(t.Context(), base, 10); !errors.Is(err, errClosed) {
+	if err := r.wait(t.Context(), base, 10); !errors.Is(err, errClosed) {
 		t.Errorf("later reader got %v", err)
 	}
 	if err := r.PrefetchBlob(t.Context(), 1<<60, Fill); !errors.Is(err, errClosed) {
@@ -351,7 +351,7 @@ func TestStatsNameTheLastError(t *testing.T) {
 	m := chunked(t, 1)
 	boom := errors.New("boom")
 	r := newRig(t, m, rigOptions{}, faults(blobtest.NewMemory(m.blob), blobtest.Fault{OpenErr: boom}))
-	if err := r.Wait(t.Context(), base, 1); !errors.Is(err, boom) {
+	if err := r.wait(t.Context(), base, 1); !errors.Is(err, boom) {
 		t.Errorf("error %v", err)
 	}
 	s := r.Stats()

@@ -108,7 +108,9 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 		f := d.start(slices.Concat(before, run, behind), ReadAhead)
 		wait = append(wait, f.flights[len(before):len(before)+len(run)]...)
 	}
-	d.readAhead(off, n)
+	if !d.cache.Full() { // what is not stored would only displace what is needed
+		d.readAhead(off, n)
+	}
 	for _, f := range wait {
 		f.fetch.waiting++
 	}

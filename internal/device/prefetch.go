@@ -16,10 +16,7 @@ func (d *Device) Prefetch(ctx context.Context, off int64, n int, p Priority) err
 	if err := d.checkRange(off, int64(n)); err != nil {
 		return err
 	}
-	first, end := d.table.Search(off), d.table.Search(off+int64(n))
-	if end < d.table.Len() && d.table.At(end).Offset < off+int64(n) {
-		end++ // the range ends within this chunk
-	}
+	first, end := d.table.Range(off, int64(n))
 	return d.prefetch(ctx, first, end, p, func(index.Chunk) bool { return true })
 }
 

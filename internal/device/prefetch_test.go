@@ -68,7 +68,7 @@ func TestPrefetchOutlivesAReader(t *testing.T) {
 	r := newRig(t, m, rigOptions{}, src)
 	ctx, leave := context.WithCancel(t.Context())
 	read := make(chan error, 1)
-	go func() { read <- r.Wait(ctx, base, 10) }()
+	go func() { read <- r.wait(ctx, base, 10) }()
 	receive(t, src.opened)
 	done := make(chan error, 1)
 	started := make(chan struct{})

@@ -107,8 +107,9 @@ type rig struct {
 }
 
 type rigOptions struct {
-	dir   string // of the cache
-	limit int    // of the scheduler
+	dir   string       // of the cache
+	space *cache.Space // nil: without a limit
+	limit int          // of the scheduler
 }
 
 func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
@@ -134,7 +135,10 @@ func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cache.Open(o.dir, table.DeviceSize(), table.Len())
+	if o.space == nil {
+		o.space = cache.NewSpace(0, slog.New(slog.DiscardHandler))
+	}
+	c, err := cache.Open(o.dir, table, o.space)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,11 +158,22 @@ func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
 	return &rig{Device: dev, made: m, dir: o.dir}
 }
 
+// wait waits for a range and does not read it.
+func (r *rig) wait(ctx context.Context, off int64, n int) error {
+	release, err := r.Wait(ctx, off, n)
+	if err == nil {
+		release()
+	}
+	return err
+}
+
 // read reads as the FUSE server does.
 func (r *rig) read(ctx context.Context, off int64, n int) ([]byte, error) {
-	if err := r.Wait(ctx, off, n); err != nil {
+	release, err := r.Wait(ctx, off, n)
+	if err != nil {
 		return nil, err
 	}
+	defer release()
 	p := make([]byte, n)
 	if n, err := r.ReadAt(p, off); err != nil || n != len(p) {
 		return nil, fmt.Errorf("%d bytes, error %w", n, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
 )
 
@@ -47,11 +48,9 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 	var failed []*flight
 	var last error
 	for i, fl := range flights {
-		c := d.table.At(fl.chunk)
-		err := w.chunk(c, io.NewOffsetWriter(d.cache, c.Offset))
-		if err == nil {
-			d.cache.Add(fl.chunk)
-			d.land(fl, nil)
+		err := d.store(f, w, fl.chunk)
+		if err == nil || errors.Is(err, cache.ErrFull) { // no other source would help
+			d.land(fl, err)
 			continue
 		}
 		err = fmt.Errorf("chunk %d: %w", fl.chunk, err)
@@ -65,6 +64,22 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 	// not be used again, which costs the next fetch a round trip or more.
 	_, _ = io.CopyN(io.Discard, body, maxDrain)
 	return failed, last
+}
+
+// store puts the next chunk of the stream in the cache.
+func (d *Device) store(f *fetch, w *worker, i int) error {
+	out, err := d.cache.Begin(f.ctx, i)
+	if err != nil {
+		return &writeError{err}
+	}
+	defer out.Abort()
+	if err := w.chunk(d.table.At(i), out); err != nil {
+		return err
+	}
+	if err := out.Commit(); err != nil {
+		return &writeError{err}
+	}
+	return nil
 }
 
 // yielding lets fetches of a higher priority go first, between reads.

@@ -18,8 +18,8 @@ type fileDevice struct {
 	size int64
 }
 
-func (d fileDevice) Size() int64                          { return d.size }
-func (fileDevice) Wait(context.Context, int64, int) error { return nil }
+func (d fileDevice) Size() int64                                    { return d.size }
+func (fileDevice) Wait(context.Context, int64, int) (func(), error) { return func() {}, nil }
 
 // BenchmarkRead reads a file in the page cache, sequentially and in one go.
 func BenchmarkRead(b *testing.B) {

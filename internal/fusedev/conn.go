@@ -268,6 +268,6 @@ func pollOnce(path string) error {
 // empty is a device without data.
 type empty struct{}
 
-func (empty) Size() int64                            { return 0 }
-func (empty) Wait(context.Context, int64, int) error { return nil }
-func (empty) ReadAt([]byte, int64) (int, error)      { return 0, nil }
+func (empty) Size() int64                                      { return 0 }
+func (empty) Wait(context.Context, int64, int) (func(), error) { return func() {}, nil }
+func (empty) ReadAt([]byte, int64) (int, error)                { return 0, nil }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,23 +23,30 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeDevice serves bytes from memory; wait and read, where set, come first.
 type fakeDevice struct {
 	data []byte
+	held atomic.Int64 // ranges that have been waited for and not released
 	wait func(ctx context.Context, off int64, n int) error
 	read func(p []byte, off int64) (int, error)
 }
 
 func (d *fakeDevice) Size() int64 { return int64(len(d.data)) }
 
-func (d *fakeDevice) Wait(ctx context.Context, off int64, n int) error {
+func (d *fakeDevice) Wait(ctx context.Context, off int64, n int) (func(), error) {
 	if off < 0 || n <= 0 || off+int64(n) > d.Size() {
-		return errors.New("range outside of the device")
+		return nil, errors.New("range outside of the device")
 	}
 	if d.wait != nil {
-		return d.wait(ctx, off, n)
+		if err := d.wait(ctx, off, n); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	d.held.Add(1)
+	return func() { d.held.Add(-1) }, nil
 }
 
 func (d *fakeDevice) ReadAt(p []byte, off int64) (int, error) {
+	if d.held.Load() == 0 {
+		return 0, errors.New("read without having waited")
+	}
 	if d.read != nil {
 		return d.read(p, off)
 	}

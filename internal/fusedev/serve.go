@@ -116,11 +116,7 @@ func (s *Server) serveRead(c *call) {
 	case left < int64(length):
 		length = uint32(left)
 	}
-	err = ErrAgain
-	for errors.Is(err, ErrAgain) && c.ctx.Err() == nil {
-		err = s.readOnce(c, n, int64(c.offset), int(length))
-	}
-	if err == nil {
+	if err = s.sendRange(c, n, int64(c.offset), int(length)); err == nil {
 		n.failing.Store(false)
 		return
 	}
@@ -131,12 +127,14 @@ func (s *Server) serveRead(c *call) {
 	s.fail(c, err)
 }
 
-// readOnce waits for the range and, if it is still there then, sends it.
-func (s *Server) readOnce(c *call, n *node, off int64, length int) error {
+// sendRange waits for the range and sends it.
+func (s *Server) sendRange(c *call, n *node, off int64, length int) error {
 	if length > 0 {
-		if err := n.dev.Wait(c.ctx, off, length); err != nil {
+		release, err := n.dev.Wait(c.ctx, off, length)
+		if err != nil {
 			return err
 		}
+		defer release()
 	}
 	var buf []byte
 	select {

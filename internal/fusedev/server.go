@@ -45,10 +45,6 @@ const (
 	drainTimeout = 30 * time.Second
 )
 
-// ErrAgain is what [Device.ReadAt] returns when the range is not local any
-// more; the server then waits for it once more.
-var ErrAgain = errors.New("the range is not local any more")
-
 // Why a request ends early: the causes of its context's end.
 var (
 	errInterrupted = errors.New("interrupted by the reader")
@@ -60,12 +56,12 @@ var (
 type Device interface {
 	// Size is the size in bytes, which never changes.
 	Size() int64
-	// Wait returns when [off, off+n) can be read, or with the error that keeps
-	// it from that, or when ctx ends. The range lies within the device.
-	Wait(ctx context.Context, off int64, n int) error
-	// ReadAt reads a range that Wait has returned for, without waiting for a
-	// network. It fills p, or returns an error: [ErrAgain] if Wait must be
-	// called again.
+	// Wait returns when [off, off+n) can be read, which it then can be until it
+	// is released, or with the error that keeps it from that, or when ctx ends.
+	// The range lies within the device.
+	Wait(ctx context.Context, off int64, n int) (release func(), err error)
+	// ReadAt reads a range that Wait has returned for and that is not released,
+	// without waiting for a network. It fills p, or returns an error.
 	ReadAt(p []byte, off int64) (int, error)
 }
 

@@ -85,7 +85,7 @@ type Layer struct {
 }
 
 // open opens the layer in dir.
-func open(dir, target string, sched *device.Scheduler, log *slog.Logger) (_ *Layer, err error) {
+func open(dir, target string, space *cache.Space, sched *device.Scheduler, log *slog.Logger) (_ *Layer, err error) {
 	l := &Layer{dir: dir, target: target}
 	defer func() {
 		if err != nil {
@@ -101,7 +101,7 @@ func open(dir, target string, sched *device.Scheduler, log *slog.Logger) (_ *Lay
 	if l.table, err = index.OpenTable(filepath.Join(dir, tableName)); err != nil {
 		return nil, err
 	}
-	if l.cache, err = cache.Open(dir, l.table.DeviceSize(), l.table.Len()); err != nil {
+	if l.cache, err = cache.Open(dir, l.table, space); err != nil {
 		return nil, err
 	}
 	l.dev = device.New(device.Config{

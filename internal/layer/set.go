@@ -17,6 +17,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/mount"
@@ -32,6 +33,7 @@ const stagingPrefix = ".staging-"
 type Set struct {
 	root, mounts string
 	exporter     Exporter
+	space        *cache.Space
 	sched        *device.Scheduler
 	log          *slog.Logger
 
@@ -49,6 +51,7 @@ type Set struct {
 type Config struct {
 	Root, Mounts string
 	Exporter     Exporter
+	Space        *cache.Space // nil: without a limit
 	Scheduler    *device.Scheduler
 	Logger       *slog.Logger
 }
@@ -56,6 +59,9 @@ type Config struct {
 // NewSet returns a set that holds nothing until [Set.Open] is called, and to which
 // layers can be added after [Set.Mount].
 func NewSet(c Config) (*Set, error) {
+	if c.Space == nil {
+		c.Space = cache.NewSpace(0, c.Logger)
+	}
 	for _, dir := range []string{c.Root, c.Mounts} {
 		// 0700: or any user of the host could execute an image's setuid files.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -67,7 +73,7 @@ func NewSet(c Config) (*Set, error) {
 	}
 	return &Set{
 		root: c.Root, mounts: c.Mounts, exporter: c.Exporter,
-		sched: c.Scheduler, log: c.Logger,
+		space: c.Space, sched: c.Scheduler, log: c.Logger,
 		layers: map[digest.Digest]*Layer{},
 	}, nil
 }
@@ -172,7 +178,7 @@ func (s *Set) open(d digest.Digest) (*Layer, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("opening layer %q: %w", d, err)
 	}
-	return open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.sched, s.log)
+	return open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.space, s.sched, s.log)
 }
 
 // add opens and mounts a layer that is new on disk.

@@ -102,14 +102,7 @@ func (st *Stage) write(m Meta, idx *index.Index, complete bool) error {
 		return err
 	}
 	if complete {
-		c, err := cache.Open(st.dir, idx.DeviceSize, len(idx.Chunks))
-		if err != nil {
-			return err
-		}
-		for i := range idx.Chunks {
-			c.Add(i)
-		}
-		if err := c.Close(); err != nil {
+		if err := cache.MarkComplete(st.dir, idx.DeviceSize, len(idx.Chunks)); err != nil {
 			return err
 		}
 	}

@@ -50,9 +50,10 @@ func (p *Preparer) warm(img *resolved, plans []*plan) {
 	p.log.Debug("read ahead for an image", "image", img.ref.String(), "files", len(files), "took", time.Since(start).String())
 }
 
-// ahead fetches what is asked for and no more, since more will be asked for.
+// ahead fetches what is asked for and no more, since more will be asked for. It
+// holds nothing: what is evicted before it is read is not worth it.
 type ahead struct{ *device.Device }
 
-func (a ahead) Wait(ctx context.Context, off int64, n int) error {
-	return a.Prefetch(ctx, off, n, device.Profile)
+func (a ahead) Wait(ctx context.Context, off int64, n int) (release func(), err error) {
+	return func() {}, a.Prefetch(ctx, off, n, device.Profile)
 }

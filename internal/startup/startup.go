@@ -55,7 +55,7 @@ type Layer struct {
 
 // Data is content that may be on its way: see package device.
 type Data interface {
-	Wait(ctx context.Context, off int64, n int) error
+	Wait(ctx context.Context, off int64, n int) (release func(), err error)
 	io.ReaderAt
 }
 

@@ -94,7 +94,7 @@ func TestWarmProgram(t *testing.T) {
 // device is a layer's data that is all there.
 type device struct{ *strings.Reader }
 
-func (d device) Wait(context.Context, int64, int) error { return nil }
+func (d device) Wait(context.Context, int64, int) (func(), error) { return func() {}, nil }
 
 // TestWarmImage finds the content of files by where an image says that it is.
 func TestWarmImage(t *testing.T) {

@@ -53,7 +53,13 @@ func (l Layer) open(ctx context.Context, name string, info fs.FileInfo) (*conten
 		}
 		start := ranges[0].Offset - l.Origin
 		c.ReaderAt = io.NewSectionReader(patient{ctx, l.Data}, start, c.size)
-		c.wait = func(n int64) error { return l.Data.Wait(ctx, start, int(n)) }
+		c.wait = func(n int64) error {
+			release, err := l.Data.Wait(ctx, start, int(n))
+			if err == nil {
+				release()
+			}
+			return err
+		}
 		return c, nil
 	}
 	f, err := l.FS.Open(name)
@@ -75,9 +81,11 @@ type patient struct {
 }
 
 func (p patient) ReadAt(b []byte, off int64) (int, error) {
-	if err := p.data.Wait(p.ctx, off, len(b)); err != nil {
+	release, err := p.data.Wait(p.ctx, off, len(b))
+	if err != nil {
 		return 0, err
 	}
+	defer release()
 	return p.data.ReadAt(b, off)
 }
 

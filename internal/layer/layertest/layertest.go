@@ -86,9 +86,9 @@ func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
 
 type zeros struct{}
 
-func (zeros) Size() int64                            { return 16 * index.BlockSize }
-func (zeros) Wait(context.Context, int64, int) error { return nil }
-func (zeros) ReadAt(p []byte, _ int64) (int, error)  { clear(p); return len(p), nil }
+func (zeros) Size() int64                                      { return 16 * index.BlockSize }
+func (zeros) Wait(context.Context, int64, int) (func(), error) { return func() {}, nil }
+func (zeros) ReadAt(p []byte, _ int64) (int, error)            { clear(p); return len(p), nil }
 
 // Compare reports how the regular files of a layer's tree differ from the tar
 // that it was made of; "" if they do not.
