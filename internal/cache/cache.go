@@ -39,10 +39,11 @@ import (
 	"github.com/holdfast/holdfast/internal/index"
 )
 
-// Names of the two files in a layer's directory.
+// Names of the files in a layer's directory.
 const (
 	DataName    = "data"
 	PresentName = "present"
+	FrozenName  = "frozen"
 )
 
 // ErrAbsent means that a range cannot be read because it is not local.
@@ -112,7 +113,13 @@ func (f *File) load() error {
 	if err != nil {
 		return err
 	}
+	if f.frozen, err = wasFrozen(f.dir); err != nil {
+		return err
+	}
 	if info.Size() != f.table.DeviceSize() {
+		if f.frozen {
+			return fmt.Errorf("a data file of %d bytes that may be mounted has %d", f.table.DeviceSize(), info.Size())
+		}
 		// New, or not what the map speaks of, which must not come back.
 		switch err := os.Remove(f.mapName()); {
 		case err == nil:
@@ -149,7 +156,7 @@ func (f *File) load() error {
 func (f *File) sweep() error {
 	// File systems count some of their own blocks as the file's.
 	const slack = 64 << 10
-	if f.Allocated() <= f.bytes+slack {
+	if f.frozen || f.Allocated() <= f.bytes+slack {
 		return nil
 	}
 	var absent []span
@@ -221,24 +228,6 @@ func (f *File) Complete() bool {
 
 func (f *File) complete() bool {
 	return !f.stale && f.Present() == f.table.Len() && count(f.named) == f.table.Len()
-}
-
-// Freeze makes a complete file stay as it is, for good, and reports whether it
-// has: a mount that uses the data file directly may outlive everything here, and
-// would read zeros where it is punched. [Space.MayFreeze] is asked first.
-func (f *File) Freeze() bool {
-	f.naming.Lock()
-	defer f.naming.Unlock()
-	if !f.complete() {
-		return false
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.frozen {
-		f.frozen = true
-		f.space.freeze(f.bytes)
-	}
-	return true
 }
 
 // ReadAt reads a range that is in the cache, which one that is held always is,

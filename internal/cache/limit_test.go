@@ -207,6 +207,75 @@ func TestFrozenFilesStay(t *testing.T) {
 	}
 }
 
+// What is mounted stays mounted when the daemon is restarted, whatever becomes of
+// the rest.
+func TestFrozenAfterARestart(t *testing.T) {
+	const n = 32
+	for name, damage := range map[string]func(t *testing.T, dir string) (frozen, complete bool){
+		"":    func(*testing.T, string) (bool, bool) { return true, true },
+		"map": func(t *testing.T, dir string) (bool, bool) { remove(t, dir, cache.PresentName); return true, false },
+		"boot": func(t *testing.T, dir string) (bool, bool) {
+			if err := os.WriteFile(filepath.Join(dir, cache.FrozenName), []byte("another boot"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return false, true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			f := open(t, dir, n)
+			for i := range n {
+				add(t, f, i)
+			}
+			if err := f.Flush(); err != nil || !f.Freeze() {
+				t.Fatal("not frozen", err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			frozen, complete := damage(t, dir)
+			table, space := blocks(t, n), limited(n/2*chunk)
+			f = openIn(t, dir, table, space)
+			other := openIn(t, t.TempDir(), blocks(t, n), space)
+			for i := range n {
+				add(t, other, i)
+			}
+			if s := space.Stats(); f.Complete() != (frozen && complete) || (s.Frozen == n*chunk) != (frozen && complete) {
+				t.Errorf("complete is %v, stats %+v", f.Complete(), s)
+			}
+			if frozen && f.Allocated() < n*chunk {
+				t.Errorf("%d bytes on disk", f.Allocated())
+			}
+			for i := range n {
+				if err := readChunk(t.Context(), f, table, i); err == nil {
+					continue
+				}
+				// readChunk has other bytes than content.
+				p := make([]byte, chunk)
+				if _, err := f.ReadAt(p, int64(i)*chunk); err != nil || !bytes.Equal(p, content(i)) {
+					t.Errorf("chunk %d: %x..., error %v", i, p[:4], err)
+				}
+			}
+			if !frozen {
+				return
+			}
+			data, err := os.ReadFile(filepath.Join(dir, cache.DataName))
+			for i := range n {
+				if err != nil || !bytes.Equal(data[i*chunk:][:chunk], content(i)) {
+					t.Fatalf("what is mounted has changed, in chunk %d; error %v", i, err)
+				}
+			}
+		})
+	}
+}
+
+func remove(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A limit that has become smaller is kept soon after the start.
 func TestRunKeepsSpaceFree(t *testing.T) {
 	const n = 128

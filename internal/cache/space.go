@@ -200,6 +200,9 @@ func (s *Space) add(f *File) {
 	defer s.mu.Unlock()
 	s.files[f] = struct{}{}
 	s.used += f.bytes
+	if f.frozen {
+		s.frozen += f.bytes
+	}
 	s.nudge()
 }
 
@@ -301,10 +304,4 @@ func selectOldest(files []*File, now uint32, goal int64) selection {
 		goal -= sizes[b]
 	}
 	return selection{now: now, bucket: b, left: goal}
-}
-
-func (f *File) isFrozen() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.frozen
 }

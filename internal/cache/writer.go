@@ -51,7 +51,10 @@ func (f *File) Begin(ctx context.Context, i int) (*Writer, error) {
 	w := f.writer(i)
 	w.spills = true
 	var err error
-	if w.reserved, err = f.space.reserve(ctx, cost(w.chunk)); err == nil && !w.reserved {
+	if !f.isFrozen() { // the map of a frozen file may have got lost; what is mounted is not written
+		w.reserved, err = f.space.reserve(ctx, cost(w.chunk))
+	}
+	if err == nil && !w.reserved {
 		err = w.spill()
 	}
 	if err != nil {
@@ -68,7 +71,7 @@ func (f *File) TryBegin(i int) *Writer {
 		return nil
 	}
 	w := f.writer(i)
-	if w.reserved = f.space.tryReserve(cost(w.chunk)); !w.reserved {
+	if w.reserved = !f.isFrozen() && f.space.tryReserve(cost(w.chunk)); !w.reserved {
 		w.Abort()
 		return nil
 	}

@@ -206,7 +206,7 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err err
 	switch {
 	case l.table.DeviceSize() == 0:
 		dev = ""
-	case l.Complete():
+	case l.cache.Freeze():
 		dev = filepath.Join(l.dir, cache.DataName)
 	}
 	if err := os.MkdirAll(l.target, 0o700); err != nil {
