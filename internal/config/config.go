@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +43,7 @@ type Config struct {
 	LogLevel     string          `toml:"log_level"`
 	RuntimeRoots []string        `toml:"runtime_roots"`
 	Runtimes     []string        `toml:"runtimes"`
+	CacheLimit   Share           `toml:"cache_limit"`
 	Trusted      refpattern.List `toml:"trusted"`
 	Exclude      refpattern.List `toml:"exclude"`
 
@@ -73,6 +75,49 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 
 // MarshalText writes the size with a unit.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(units.BytesSize(float64(b))), nil }
+
+// Share is a size, "100GiB", or a part of something, "50%"; "" is none.
+type Share struct {
+	Bytes   Bytes
+	Percent float64 // if Bytes is 0
+}
+
+// UnmarshalText reads a size or a percentage.
+func (s *Share) UnmarshalText(text []byte) error {
+	*s = Share{}
+	if len(text) == 0 {
+		return nil
+	}
+	number, percent := strings.CutSuffix(string(text), "%")
+	if !percent {
+		return s.Bytes.UnmarshalText(text)
+	}
+	p, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(p >= 0 && p <= 100) {
+		return fmt.Errorf("share %q: want a size such as 100GiB or a percentage such as 50%%", text)
+	}
+	s.Percent = p
+	return nil
+}
+
+// MarshalText writes the size with a unit, or the percentage.
+func (s Share) MarshalText() ([]byte, error) {
+	switch {
+	case s.Percent > 0:
+		return []byte(strconv.FormatFloat(s.Percent, 'g', -1, 64) + "%"), nil
+	case s.Bytes > 0:
+		return s.Bytes.MarshalText()
+	}
+	return nil, nil
+}
+
+// Of is the share's size in bytes, 0 if it is none.
+func (s Share) Of(total int64) int64 {
+	if s.Percent > 0 {
+		return int64(float64(total) / 100 * s.Percent)
+	}
+	return int64(s.Bytes)
+}
 
 // Duration is a time span, written with a unit: "2m".
 type Duration time.Duration
@@ -184,6 +229,9 @@ func (c *Config) Validate() error {
 		if d <= 0 {
 			return fmt.Errorf("%s = %q: want more than 0", name, time.Duration(d))
 		}
+	}
+	if c.CacheLimit.Bytes < 0 {
+		return fmt.Errorf("cache_limit = %d: want 0 or more", c.CacheLimit.Bytes)
 	}
 	if c.MaxFetches < 1 {
 		return fmt.Errorf("max_fetches = %d: want at least 1", c.MaxFetches)

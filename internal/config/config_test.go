@@ -40,6 +40,11 @@ func TestLoad(t *testing.T) {
 		{"size", `read_ahead = "many"`, `size "many"`},
 		{"time", `read_timeout = "2"`, `time span "2"`},
 		{"zero time", `hook_timeout = "0s"`, "want more than 0"},
+		{"no limit", `cache_limit = "0"`, ""},
+		{"percentage", `cache_limit = "many%"`, `share "many%": want a size such as`},
+		{"more than all", `cache_limit = "101%"`, `share "101%"`},
+		{"not a number", `cache_limit = "NaN%"`, `share "NaN%"`},
+		{"limit", `cache_limit = "half"`, `size "half"`},
 		{"mount", `mount = "fuse"`, "want auto, file or loop"},
 		{"own store as runtime", `runtime_roots = ["/var/lib/holdfast/store"]`, "own directory"},
 		{"runtime path", `runtimes = ["/usr/bin/podman"]`, "without a path"},
@@ -63,6 +68,26 @@ func TestLoad(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestShare(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want int64 // of 1000
+		back string
+	}{
+		{"", 0, ""}, {"0", 0, ""}, {"0%", 0, ""}, {"50%", 500, "50%"}, {"100%", 1000, "100%"},
+		{"12.5%", 125, "12.5%"}, {"100GiB", 100 << 30, "100GiB"}, {"1kb", 1024, "1KiB"},
+	} {
+		var s Share
+		if err := s.UnmarshalText([]byte(c.text)); err != nil {
+			t.Errorf("%q: %v", c.text, err)
+		}
+		back, err := s.MarshalText()
+		if got := s.Of(1000); got != c.want || string(back) != c.back || err != nil {
+			t.Errorf("%q: %d bytes, written as %q, error %v", c.text, got, back, err)
+		}
 	}
 }
 
