@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/control"
 )
 
@@ -57,6 +58,7 @@ func printStatus(w io.Writer, s status) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "daemon\t%s, process %d, since %s\n", s.Daemon.Version, s.Daemon.PID, s.Daemon.Started.Format(time.DateTime))
 	fmt.Fprintf(t, "mounts\t%s\n", s.Daemon.Mount)
+	fmt.Fprintf(t, "cache\t%s\n", describeCache(s.Daemon.Cache))
 	if s.Daemon.Disabled != "" {
 		fmt.Fprintf(t, "DISABLED\t%s\n", s.Daemon.Disabled)
 	}
@@ -68,6 +70,17 @@ func printStatus(w io.Writer, s status) error {
 		}
 	}
 	return t.Flush()
+}
+
+func describeCache(c cache.SpaceStats) string {
+	text := units.BytesSize(float64(c.Used))
+	if c.Limit > 0 {
+		text += " of " + units.BytesSize(float64(c.Limit))
+	}
+	if c.Full {
+		text += ", FULL: what is read is fetched and not stored"
+	}
+	return text
 }
 
 func printLayer(w io.Writer, l control.LayerStatus) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/prepare"
@@ -81,7 +82,8 @@ type Info struct {
 	Started time.Time `json:"started"`
 	Mount   string    `json:"mount"` // how layers are mounted, and why so
 	// Disabled says why nothing is published; "" if all is well.
-	Disabled string `json:"disabled,omitempty"`
+	Disabled string           `json:"disabled,omitempty"`
+	Cache    cache.SpaceStats `json:"cache"` // of all layers
 }
 
 type apiError struct {

@@ -7,14 +7,17 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/device"
@@ -39,6 +42,7 @@ type Daemon struct {
 	log      *slog.Logger
 	started  time.Time
 	mounter  *mount.Mounter
+	space    *cache.Space
 	layers   *layer.Set
 	store    *imagestore.Store
 	preparer *prepare.Preparer
@@ -76,9 +80,12 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	}
 	server := fusedev.New(conn, log)
 	exports := &exporter{server: server, timeout: time.Duration(cfg.ReadTimeout)}
+	if d.space, err = newSpace(cfg, log); err != nil {
+		return errors.Join(err, conn.Close())
+	}
 	d.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(cfg.Root, "layers"), Mounts: filepath.Join(cfg.RunRoot, "layers"),
-		Exporter: exports, Scheduler: device.NewScheduler(cfg.MaxFetches), Logger: log,
+		Exporter: exports, Space: d.space, Scheduler: device.NewScheduler(cfg.MaxFetches), Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, conn.Close())
@@ -194,6 +201,16 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
 	g.Go(func() error { return d.layers.Run(gctx) })
+	g.Go(func() error { return d.space.Run(gctx) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
 	return errors.Join(ready(), g.Wait())
+}
+
+// newSpace returns the disk space that the layers share.
+func newSpace(cfg config.Config, log *slog.Logger) (*cache.Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(cfg.Root, &st); err != nil {
+		return nil, fmt.Errorf("measuring the file system of %s: %w", cfg.Root, err)
+	}
+	return cache.NewSpace(cfg.CacheLimit.Of(int64(st.Blocks)*st.Bsize), log), nil //nolint:gosec // disks are smaller
 }

@@ -39,6 +39,15 @@ func (d *Daemon) metrics() http.Handler {
 		}
 		return float64(n)
 	})
+	gauge("cache_limit_bytes", "Disk space that layer data may take; 0 is no limit.", func() float64 { return float64(d.space.Stats().Limit) })
+	gauge("cache_memory_bytes", "Layer data that is in memory since it cannot be stored.", func() float64 { return float64(d.space.Stats().InMemory) })
+	gauge("cache_full", "1 if what is fetched cannot be stored, since the disk or the limit is full.", func() float64 {
+		if d.space.Stats().Full {
+			return 1
+		}
+		return 0
+	})
+	counter("cache_evicted_bytes_total", "Disk space of layer data that was evicted.", func() float64 { return float64(d.space.Stats().Evicted) })
 	counter("fetch_requests_total", "Range requests to sources.", sum(func(s device.Stats) int64 { return s.Requests }))
 	counter("fetched_bytes_total", "Compressed bytes asked for.", sum(func(s device.Stats) int64 { return s.Fetched }))
 	counter("touched_bytes_total", "Compressed bytes of chunks that readers asked for.", sum(func(s device.Stats) int64 { return s.Touched }))

@@ -129,7 +129,9 @@ func (d *Daemon) Remove(ctx context.Context, name string) error {
 
 // Info describes the daemon.
 func (d *Daemon) Info() control.Info {
-	info := control.Info{Version: Version, PID: os.Getpid(), Keeper: os.Getppid(), Started: d.started, Mount: d.mounter.String()}
+	info := control.Info{
+		Version: Version, PID: os.Getpid(), Keeper: os.Getppid(), Started: d.started, Mount: d.mounter.String(), Cache: d.space.Stats(),
+	}
 	if d.disabled != nil {
 		info.Disabled = d.disabled.Error()
 	}
