@@ -57,15 +57,15 @@ type behaviour string
 
 func (behaviour) Size() int64 { return fileSize }
 
-func (b behaviour) Wait(ctx context.Context, _ int64, _ int) error {
+func (b behaviour) Wait(ctx context.Context, _ int64, _ int) (func(), error) {
 	switch b {
 	case "hang":
 		<-ctx.Done()
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	case "panic":
 		os.Exit(2)
 	}
-	return nil
+	return func() {}, nil
 }
 
 func (behaviour) ReadAt(p []byte, off int64) (int, error) { return copy(p, content[off:]), nil }
