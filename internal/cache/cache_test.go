@@ -18,7 +18,6 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
@@ -380,63 +379,6 @@ func TestConcurrentUse(t *testing.T) {
 	check(t, open(t, dir, n), n, all)
 	if !f.Complete() {
 		t.Error("not complete")
-	}
-}
-
-// On a full disk a chunk cannot be written; what was durable stays so.
-func TestFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("cache-test", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	const n = 100
-	f := open(t, dir, n)
-	add(t, f, 0)
-	if err := f.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	present := map[int]bool{0: true}
-	for i := 1; !f.Full(); i++ {
-		if err := store(f, i, content(i)); err != nil {
-			t.Fatal(err)
-		}
-		present[i] = !f.Full()
-	}
-	last := len(present) - 1 // went to memory
-	delete(present, last)
-	if p := make([]byte, chunk); !f.Has(last) {
-		t.Error("what could not be stored is gone")
-	} else if _, err := f.ReadAt(p, int64(last)*chunk); err != nil || !bytes.Equal(p, content(last)) {
-		t.Errorf("what could not be stored: %x..., error %v", p[:4], err)
-	}
-	if err := f.Flush(); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("flush: %v", err)
-	}
-	again := open(t, dir, n)
-	check(t, again, n, map[int]bool{0: true})
-	if err := again.Close(); err != nil {
-		t.Error(err)
-	}
-	left, err := filepath.Glob(filepath.Join(dir, ".*"))
-	if err != nil || len(left) != 0 {
-		t.Errorf("left over: %v, error %v", left, err)
-	}
-	// As soon as there is room, all is made durable.
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Error(err)
-	}
-	again = open(t, dir, n)
-	check(t, again, n, present)
-	if err := again.Close(); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -9,18 +9,20 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
 )
+
+// ofFileSystem is the disk space of a file that is not its data's: ext4 keeps
+// where that is in blocks of its own.
+const ofFileSystem = 16 << 10
 
 // fill is what a chunk of any layout holds, by its number.
 func fill(c index.Chunk, i int) []byte { return bytes.Repeat([]byte{byte(i%255 + 1)}, int(c.Size)) }
@@ -69,7 +71,7 @@ func TestLeastRecentlyUsedGoFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := f.Allocated(); got > limit {
+		if got := f.Allocated(); got > limit+ofFileSystem {
 			t.Fatalf("%d bytes on disk", got)
 		}
 	}
@@ -106,7 +108,7 @@ func TestSpaceIsGivenBack(t *testing.T) {
 					if err := readChunk(t.Context(), f, table, i); err != nil {
 						t.Fatal(err)
 					}
-					if s := space.Stats(); f.Allocated() > s.Used || s.Used > s.Limit {
+					if s := space.Stats(); f.Allocated() > s.Used+ofFileSystem || s.Used > s.Limit {
 						t.Fatalf("%d bytes on disk, stats %+v", f.Allocated(), s)
 					}
 				}
@@ -302,7 +304,7 @@ func TestRunKeepsSpaceFree(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if f.Present() == 0 || f.Allocated() > n/2*chunk {
+	if f.Present() == 0 || f.Allocated() > n/2*chunk+ofFileSystem {
 		t.Errorf("%d chunks are present, %d bytes on disk", f.Present(), f.Allocated())
 	}
 }
@@ -351,7 +353,7 @@ func TestAbort(t *testing.T) {
 		}
 		w.Abort()
 	}
-	if s := space.Stats(); s.Used != 0 || s.InMemory != 0 || f.Allocated() > chunk {
+	if s := space.Stats(); s.Used != 0 || s.InMemory != 0 || f.Allocated() > ofFileSystem {
 		t.Errorf("%d bytes on disk, stats %+v", f.Allocated(), s)
 	}
 }
@@ -375,134 +377,8 @@ func TestSweep(t *testing.T) {
 	data.Close()
 	f = open(t, dir, n)
 	check(t, f, n, map[int]bool{1: true, 10: true})
-	if got := f.Allocated(); got > 3*chunk {
+	if got := f.Allocated(); got > 2*chunk+ofFileSystem {
 		t.Errorf("%d bytes on disk", got)
-	}
-}
-
-func run(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil { //nolint:gosec // of this file
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-}
-
-// smallDisk is a directory on an ext4 file system of some MiB.
-func smallDisk(t *testing.T, size int64) string {
-	t.Helper()
-	image := filepath.Join(t.TempDir(), "image")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, size); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", image)
-	dir := t.TempDir()
-	run(t, "mount", "-o", "loop", image, dir)
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
-// A disk that is full, in the middle of chunks, and has room again later.
-func TestFullFileSystem(t *testing.T) {
-	const size, n = 200_001, 400
-	dir := smallDisk(t, 128<<20)
-	ballast := filepath.Join(dir, "ballast")
-	run(t, "fallocate", "-l", "100M", ballast)
-	table := layout(t, (n*size+4095)/4096*4096, same(n, size)...)
-	space := unlimited()
-	f := openIn(t, dir, table, space)
-	readAll := func() {
-		t.Helper()
-		for i := range n {
-			if err := readChunk(t.Context(), f, table, i); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	readAll()
-	before, s := f.Present(), space.Stats()
-	if !s.Full || s.InMemory == 0 || s.InMemory > 32<<20 || before == 0 || before == n {
-		t.Fatalf("%d chunks on disk, stats %+v", before, s)
-	}
-	if !f.Has(n-1) || !f.Has(n-100) || f.Has(n-200) {
-		t.Error("what was read last is not what is in memory")
-	}
-	if got := f.Allocated(); got > s.Used+64<<10 {
-		t.Errorf("%d bytes on disk, stats %+v", got, s)
-	}
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(20 * time.Second); space.Stats().Full; readAll() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d chunks on disk, stats %+v", f.Present(), space.Stats())
-		}
-	}
-	readAll()
-	if f.Present() <= before {
-		t.Errorf("%d chunks on disk, as before", f.Present())
-	}
-}
-
-// Readers who need more memory together than there is wait for each other; one
-// who needs more than there is gets an error.
-func TestMemoryIsBounded(t *testing.T) {
-	const size, n = 3 << 20, 20
-	table := layout(t, n*size+(40<<20), append(same(n, size), 40<<20)...)
-	space := limited(chunk)
-	f := openIn(t, t.TempDir(), table, space)
-	if err := readChunk(t.Context(), f, table, 0); err != nil { // now it is full
-		t.Fatal(err)
-	}
-	release, err := f.Hold(t.Context(), 0, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	patience := errors.New("no patience")
-	cancel(patience)
-	if _, err := f.Hold(ctx, 10, 20); !errors.Is(err, patience) {
-		t.Errorf("error %v", err)
-	}
-	waiting := make(chan error, 1)
-	go func() {
-		release, err := f.Hold(t.Context(), 10, 20)
-		if err == nil {
-			release()
-		}
-		waiting <- err
-	}()
-	for i := range 10 {
-		if !f.Has(i) {
-			if err := store(f, i, fill(table.At(i), i)); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	if s := space.Stats(); s.InMemory != 10*size {
-		t.Errorf("stats %+v", s)
-	}
-	if err := store(f, 15, fill(table.At(15), 15)); !errors.Is(err, cache.ErrFull) {
-		t.Errorf("beside what is held: %v", err)
-	}
-	release()
-	if err := <-waiting; err != nil {
-		t.Error(err)
-	}
-	if err := store(f, 15, fill(table.At(15), 15)); err != nil {
-		t.Error(err)
-	}
-	if err := readChunk(t.Context(), f, table, n); !errors.Is(err, cache.ErrFull) {
-		t.Errorf("a chunk that is too large: %v", err)
-	}
-	if s := space.Stats(); s.Used != 0 || s.InMemory > 32<<20 {
-		t.Errorf("stats %+v", s)
 	}
 }
 
@@ -527,7 +403,7 @@ func TestConcurrentReadersWithinALimit(t *testing.T) {
 			if err := f.Flush(); err != nil {
 				return err
 			}
-			if s := space.Stats(); s.Used > s.Limit || f.Allocated() > s.Limit {
+			if s := space.Stats(); s.Used > s.Limit || f.Allocated() > s.Limit+ofFileSystem {
 				return fmt.Errorf("%d bytes on disk, stats %+v", f.Allocated(), s)
 			}
 		}

@@ -47,7 +47,7 @@ func TestReadersWithinALimit(t *testing.T) {
 					t.Error(err)
 				}
 				r.quiet(t)
-				if got := r.cache.Allocated(); got > limit+4096 {
+				if got := r.cache.Allocated(); got > limit+16<<10 { // ext4 keeps where data is in blocks of its own
 					t.Errorf("%d bytes on disk", got)
 				}
 			})
