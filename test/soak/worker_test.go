@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	readers = 20
-	kills   = 200
-	swaps   = 100
+	loadReaders = 20
+	kills       = 200
+	swaps       = 100
 	// maxMemory is what keeper and worker may need, in bytes.
 	maxMemory = 80 << 20
 )
@@ -27,7 +27,7 @@ const (
 func TestKills(t *testing.T) {
 	s := newStand(t, "")
 	before := s.footprint()
-	compared, stop := s.load(readers)
+	compared, stop := s.load(loadReaders)
 	random := rand.New(rand.NewPCG(2, 3)) //nolint:gosec // a test
 	last := 0
 	var peak int64
@@ -57,7 +57,7 @@ func TestKills(t *testing.T) {
 func TestSwaps(t *testing.T) {
 	s := newStand(t, "")
 	before := s.footprint()
-	compared, stop := s.load(readers)
+	compared, stop := s.load(loadReaders)
 	for i := range swaps {
 		s.must(s.daemon.Replace(t.Context(), programs[(i+1)%2]))
 		info, err := s.daemon.Client().Info(t.Context())
@@ -95,7 +95,7 @@ func (s *stand) awaitAnswer() {
 // checkAfter checks that everything was read, and that nothing has piled up.
 func (s *stand) checkAfter(before footprint, compared int64, n int, what string) {
 	s.t.Helper()
-	s.t.Logf("%d %s, %d MiB compared by %d readers", n, what, compared>>20, readers)
+	s.t.Logf("%d %s, %d MiB compared by %d readers", n, what, compared>>20, loadReaders)
 	if compared < 1<<30 {
 		s.t.Errorf("only %d bytes were compared", compared)
 	}
