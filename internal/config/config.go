@@ -58,6 +58,8 @@ type Config struct {
 	RegistriesConfDir string `toml:"registries_conf_dir"`
 	AuthFile          string `toml:"auth_file"`
 	MaxFetches        int    `toml:"max_fetches"`
+
+	GCGrace Duration `toml:"gc_grace"`
 }
 
 // Bytes is a size, written with a unit: "8MiB".
@@ -232,6 +234,9 @@ func (c *Config) Validate() error {
 	}
 	if c.CacheLimit.Bytes < 0 {
 		return fmt.Errorf("cache_limit = %d: want 0 or more", c.CacheLimit.Bytes)
+	}
+	if c.GCGrace < 0 {
+		return fmt.Errorf("gc_grace = %q: want 0s or more", time.Duration(c.GCGrace))
 	}
 	if c.MaxFetches < 1 {
 		return fmt.Errorf("max_fetches = %d: want at least 1", c.MaxFetches)

@@ -45,6 +45,8 @@ func TestLoad(t *testing.T) {
 		{"more than all", `cache_limit = "101%"`, `share "101%"`},
 		{"not a number", `cache_limit = "NaN%"`, `share "NaN%"`},
 		{"limit", `cache_limit = "half"`, `size "half"`},
+		{"negative grace", `gc_grace = "-1s"`, "want 0s or more"},
+		{"no grace", `gc_grace = "0s"`, ""},
 		{"mount", `mount = "fuse"`, "want auto, file or loop"},
 		{"own store as runtime", `runtime_roots = ["/var/lib/holdfast/store"]`, "own directory"},
 		{"runtime path", `runtimes = ["/usr/bin/podman"]`, "without a path"},

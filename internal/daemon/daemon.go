@@ -151,6 +151,7 @@ func (d *Daemon) prepare(ctx context.Context, run func(*prepare.Preparer) error)
 			TopLayerLimit: int64(d.cfg.TopLayerLimit),
 			StallTimeout:  time.Duration(d.cfg.StallTimeout),
 			RuntimeRoots:  d.cfg.RuntimeRoots,
+			Grace:         time.Duration(d.cfg.GCGrace),
 		},
 		Registry: d.registry, Layers: d.layers, Store: d.store,
 		Images: filepath.Join(d.cfg.Root, "images"), Logger: d.log,
@@ -202,6 +203,7 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
 	g.Go(func() error { return d.layers.Run(gctx) })
 	g.Go(func() error { return d.space.Run(gctx) })
+	g.Go(func() error { return d.preparer.Run(gctx, nil) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
 	return errors.Join(ready(), g.Wait())
 }

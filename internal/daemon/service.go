@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
 
@@ -82,7 +83,7 @@ func (d *Daemon) Image(_ context.Context, name string) (*control.ImageStatus, er
 }
 
 // used is what runtimes refer to, as far as it is known.
-func (d *Daemon) used() map[string]bool {
+func (d *Daemon) used() map[string][]imagestore.Referrer {
 	used, err := d.preparer.Used()
 	if err != nil {
 		d.log.Warn("reading what runtimes refer to", "err", err)
@@ -90,7 +91,7 @@ func (d *Daemon) used() map[string]bool {
 	return used
 }
 
-func (d *Daemon) imageStatus(img prepare.Image, used map[string]bool) control.ImageStatus {
+func (d *Daemon) imageStatus(img prepare.Image, used map[string][]imagestore.Referrer) control.ImageStatus {
 	s := control.ImageStatus{References: img.References, Digest: img.Digest, Prepared: img.Prepared}
 	for _, l := range img.Layers {
 		s.Size += l.Size
@@ -99,8 +100,8 @@ func (d *Daemon) imageStatus(img prepare.Image, used map[string]bool) control.Im
 	return s
 }
 
-func (d *Daemon) layerStatus(l prepare.LayerResult, used map[string]bool) control.LayerStatus {
-	s := control.LayerStatus{LayerResult: l, State: string(l.Action), InUse: used[l.ChainID]}
+func (d *Daemon) layerStatus(l prepare.LayerResult, used map[string][]imagestore.Referrer) control.LayerStatus {
+	s := control.LayerStatus{LayerResult: l, State: string(l.Action), InUse: len(used[l.ChainID]) > 0}
 	if l.Action == prepare.Left {
 		return s
 	}

@@ -143,10 +143,14 @@ func (s *Store) createFile(name string) error {
 func (s *Store) Root() string { return s.root }
 
 // Layers returns all records.
-func (s *Store) Layers() ([]Layer, error) {
+func (s *Store) Layers() ([]Layer, error) { return Records(s.root) }
+
+// Records returns the records of the store at root, without creating anything.
+// The error is fs.ErrNotExist if there is no store.
+func Records(root string) ([]Layer, error) {
 	var layers []Layer
-	if err := atomicfile.ReadJSON(filepath.Join(s.root, layersDir, layersJSON), maxJSON, &layers); err != nil {
-		return nil, fmt.Errorf("reading records of %s: %w", s.root, err)
+	if err := atomicfile.ReadJSON(filepath.Join(root, layersDir, layersJSON), maxJSON, &layers); err != nil {
+		return nil, fmt.Errorf("reading records of %s: %w", root, err)
 	}
 	return layers, nil
 }

@@ -257,35 +257,3 @@ func TestLockHonoursContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-
-func TestReferences(t *testing.T) {
-	c := chain(t, 4)
-	root := t.TempDir()
-	write := func(name, content string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if used, err := References(root, c); err != nil || len(used) != 0 {
-		t.Errorf("no store: %v, %v", used, err)
-	}
-	write("overlay-images/images.json", `[{"id":"i","layer":"`+c[1].ID+`"},{"id":"j"}]`)
-	write("overlay-layers/layers.json", `[{"id":"own","parent":"`+c[2].ID+`"}]`)
-	write("overlay-containers/volatile-containers.json", `[{"layer":"own"}]`)
-	used, err := References(root, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]bool{c[0].ID: true, c[1].ID: true, c[2].ID: true, "own": true}
-	if d := cmp.Diff(want, used); d != "" {
-		t.Error(d)
-	}
-	write("overlay-images/images.json", `[{"id":`)
-	if _, err := References(root, c); err == nil {
-		t.Error("a torn list was taken for an empty one")
-	}
-}

@@ -22,7 +22,20 @@ type Image struct {
 	References []string      `json:"references"` // names it was prepared under, newest last
 	Digest     digest.Digest `json:"digest"`     // of the platform's manifest
 	Layers     []LayerResult `json:"layers"`
-	Prepared   time.Time     `json:"prepared"`
+	Prepared   time.Time     `json:"prepared"` // when it was asked for last
+	// UnusedSince is when the last runtime ceased to refer to it. It is zero while
+	// one does, and Prepared as long as none has since then.
+	UnusedSince time.Time `json:"unusedSince,omitzero"`
+	// Private means that its registry wanted credentials for it.
+	Private bool `json:"private,omitempty"`
+}
+
+// label is what the image is called in front of people.
+func (i Image) label() string {
+	if len(i.References) == 0 {
+		return i.Digest.String()
+	}
+	return strings.Join(i.References, ", ")
 }
 
 // chain returns the ids of the image's records, base first.
@@ -72,13 +85,22 @@ func (s *images) all() ([]Image, error) {
 	return all, nil
 }
 
+// stamp differs from an earlier one if an image was written or removed since.
+func (s *images) stamp() string {
+	info, err := os.Stat(s.dir)
+	if err != nil {
+		return err.Error()
+	}
+	return info.ModTime().String()
+}
+
 // add records a prepared image. A name that moves to it leaves other images.
-func (s *images) add(res *Result) error {
+func (s *images) add(res *Result, private bool) error {
 	all, err := s.all()
 	if err != nil {
 		return err
 	}
-	img := Image{Digest: res.Digest}
+	img := Image{Digest: res.Digest, Layers: res.Layers, Private: private}
 	for _, other := range all {
 		if other.Digest == res.Digest {
 			img.References = other.References
@@ -94,8 +116,14 @@ func (s *images) add(res *Result) error {
 	if !slices.Contains(img.References, res.Reference) {
 		img.References = append(img.References, res.Reference)
 	}
-	img.Layers, img.Prepared = res.Layers, time.Now().UTC().Truncate(time.Second)
-	return s.write(img)
+	return s.touch(img)
+}
+
+// touch records that an image was asked for.
+func (s *images) touch(i Image) error {
+	i.Prepared = time.Now().UTC()
+	i.UnusedSince = i.Prepared
+	return s.write(i)
 }
 
 func (s *images) write(i Image) error {

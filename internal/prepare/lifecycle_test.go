@@ -30,7 +30,7 @@ func TestRemove(t *testing.T) {
 
 	// In use counts as in use: of a layer, and of all below it.
 	n.refer(t, first.Layers[1].ChainID)
-	if err := n.Remove(t.Context(), refOne); !errors.Is(err, prepare.ErrInUse) {
+	if err := n.Remove(t.Context(), refOne); !errors.Is(err, prepare.ErrInUse) || !strings.Contains(err.Error(), "image x in "+n.policy.RuntimeRoots[0]) {
 		t.Errorf("error %v", err)
 	}
 	if len(n.records(t)) != 3 || len(n.layers.All()) != 3 {

@@ -81,6 +81,28 @@ func newNode(t *testing.T, policy prepare.Policy, servers ...*testregistry.Serve
 	return n
 }
 
+// bareNode is a node that mounts nothing and starts nothing.
+func bareNode(t *testing.T, grace time.Duration) *node {
+	t.Helper()
+	n := &node{dir: t.TempDir(), log: &logs{}}
+	n.policy = prepare.Policy{Grace: grace, RuntimeRoots: []string{filepath.Join(n.dir, "runtime")}}
+	log := slog.New(slog.NewTextHandler(n.log, nil))
+	var err error
+	if n.layers, err = layer.NewSet(layer.Config{Root: filepath.Join(n.dir, "layers"), Mounts: filepath.Join(n.dir, "mounts"), Logger: log}); err != nil {
+		t.Fatal(err)
+	}
+	if n.store, err = imagestore.Create(filepath.Join(n.dir, "store"), filepath.Join(n.dir, "records")); err != nil {
+		t.Fatal(err)
+	}
+	n.Preparer, err = prepare.New(t.Context(), prepare.Config{
+		Policy: n.policy, Layers: n.layers, Store: n.store, Images: filepath.Join(n.dir, "images"), Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // start brings the node up as a start of the daemon does.
 func (n *node) start(t *testing.T) {
 	t.Helper()

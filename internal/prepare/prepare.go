@@ -40,6 +40,8 @@ type Policy struct {
 	StallTimeout time.Duration
 	// RuntimeRoots are the main stores of the runtimes.
 	RuntimeRoots []string
+	// Grace is how long what no runtime refers to is kept; see [Preparer.Run].
+	Grace time.Duration
 }
 
 // Config is what a Preparer works with.
@@ -67,6 +69,7 @@ type Preparer struct {
 	preparing  shared.Calls[*Result]      // by reference and credentials
 	adding     shared.Calls[*layer.Layer] // by digest
 	publishing chan struct{}              // holds one token: publish and remove take turns
+	claims     claims
 }
 
 // New returns a Preparer. What it does in the background ends with ctx; see
@@ -182,13 +185,18 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 }
 
 func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request, w *watchdog) (*Result, error) {
-	if res, ok := p.prepared(ref, req.Credentials); ok {
+	if res, ok := p.prepared(ctx, ref, req.Credentials); ok {
 		return res, nil
 	}
 	img, err := p.resolve(ctx, ref, req.Credentials)
 	if err != nil {
 		return nil, err
 	}
+	release, err := p.claim(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	w.progress()
 	res := &Result{Reference: ref.String(), Digest: img.digest}
 	plans := p.plan(img)
@@ -220,11 +228,16 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 
 // prepared answers for an image that has been prepared under the digest that the
 // reference names, without a network. A tag may have moved.
-func (p *Preparer) prepared(ref reference.Named, creds *registry.Credentials) (*Result, bool) {
+func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *registry.Credentials) (*Result, bool) {
 	byDigest, ok := ref.(reference.Digested)
 	if !ok {
 		return nil, false
 	}
+	done, err := p.takeTurn(ctx)
+	if err != nil {
+		return nil, false
+	}
+	defer done()
 	img, err := p.Find(byDigest.Digest().String())
 	if err != nil {
 		return nil, false
@@ -245,6 +258,9 @@ func (p *Preparer) prepared(ref reference.Named, creds *registry.Credentials) (*
 			return nil, false
 		}
 		have.Device().AddSources(sources(endpoints))
+	}
+	if err := p.images.touch(img); err != nil {
+		return nil, false // it may be collected before the runtime has it
 	}
 	return &Result{Reference: ref.String(), Digest: img.Digest, Layers: img.Layers}, true
 }

@@ -35,6 +35,7 @@ type resolved struct {
 	layers    []v1.Descriptor
 	config    imageConfig
 	endpoints []*registry.Repository // the one that had the manifest first
+	private   bool                   // the registry wanted credentials
 }
 
 // imageConfig is the part of an image's configuration that is looked at.

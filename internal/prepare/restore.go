@@ -132,7 +132,7 @@ func (p *Preparer) withdraw(ctx context.Context, unserved func(digest.Digest) bo
 	for _, l := range records {
 		switch {
 		case !gone[l.ID]:
-		case used[l.ID]: // and so are its parents
+		case len(used[l.ID]) > 0: // and so are its parents
 			if !servedBy(p, l.BlobDigest) {
 				p.log.Error("a layer that a runtime refers to cannot be served", "layer", l.BlobDigest.String())
 			}
