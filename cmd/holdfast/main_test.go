@@ -165,7 +165,9 @@ func fakeImage() control.ImageStatus {
 }
 
 func (f *fake) Images(context.Context) ([]control.ImageStatus, error) {
-	return []control.ImageStatus{fakeImage()}, nil
+	used := fakeImage()
+	used.Digest, used.References = usedDigest(), []string{"quay.io/used:v1"}
+	return []control.ImageStatus{fakeImage(), used}, nil
 }
 
 func (f *fake) Image(_ context.Context, ref string) (*control.ImageStatus, error) {
@@ -183,9 +185,27 @@ func (f *fake) Remove(_ context.Context, ref string) error {
 	case "quay.io/app:v1":
 		return nil
 	case "quay.io/used:v1":
-		return fmt.Errorf("a runtime refers to it: %w", prepare.ErrInUse)
+		return fmt.Errorf("removing %s: %w: image quay.io/used:v1 in /storage", ref, prepare.ErrInUse)
+	case usedDigest().String():
+		return fmt.Errorf("removing it: %w: container db in /storage", prepare.ErrInUse)
+	case fakeImage().Digest.String():
+		return nil
 	}
 	return fmt.Errorf("%s: %w", ref, prepare.ErrUnknown)
+}
+
+func usedDigest() digest.Digest { return digest.FromString("used") }
+
+func (f *fake) Collect(_ context.Context, req control.CollectRequest) (*prepare.Collection, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	f.note("gc %s", body)
+	return &prepare.Collection{DryRun: req.DryRun, Freed: 3 << 20, Decisions: []prepare.Decision{
+		{Kind: prepare.KindImage, Name: "quay.io/app:v1", Remove: true, Reason: "unused for 25h, grace period 24h", Bytes: 3 << 20},
+		{Kind: prepare.KindImage, Name: "quay.io/used:v1", Reason: "in use: container db in /storage"},
+	}}, nil
 }
 
 func (f *fake) Info() control.Info {

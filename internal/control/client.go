@@ -69,13 +69,13 @@ func (c *Client) Prepare(ctx context.Context, req PrepareRequest, progress func(
 // Images returns the state of all prepared images.
 func (c *Client) Images(ctx context.Context) ([]ImageStatus, error) {
 	var all []ImageStatus
-	return all, c.get(ctx, http.MethodGet, "/v1/images", &all)
+	return all, c.call(ctx, http.MethodGet, "/v1/images", nil, &all)
 }
 
 // Image returns the state of one prepared image.
 func (c *Client) Image(ctx context.Context, reference string) (*ImageStatus, error) {
 	var img ImageStatus
-	if err := c.get(ctx, http.MethodGet, "/v1/images?reference="+url.QueryEscape(reference), &img); err != nil {
+	if err := c.call(ctx, http.MethodGet, "/v1/images?reference="+url.QueryEscape(reference), nil, &img); err != nil {
 		return nil, err
 	}
 	return &img, nil
@@ -84,17 +84,30 @@ func (c *Client) Image(ctx context.Context, reference string) (*ImageStatus, err
 // Remove removes a prepared image.
 func (c *Client) Remove(ctx context.Context, reference string) error {
 	var none struct{}
-	return c.get(ctx, http.MethodDelete, "/v1/images?reference="+url.QueryEscape(reference), &none)
+	return c.call(ctx, http.MethodDelete, "/v1/images?reference="+url.QueryEscape(reference), nil, &none)
+}
+
+// Collect removes what is unused.
+func (c *Client) Collect(ctx context.Context, req CollectRequest) (*prepare.Collection, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encoding request: %w", err)
+	}
+	var done prepare.Collection
+	if err := c.call(ctx, http.MethodPost, "/v1/gc", body, &done); err != nil {
+		return nil, err
+	}
+	return &done, nil
 }
 
 // Info describes the daemon.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info Info
-	return info, c.get(ctx, http.MethodGet, "/v1/info", &info)
+	return info, c.call(ctx, http.MethodGet, "/v1/info", nil, &info)
 }
 
-func (c *Client) get(ctx context.Context, method, path string, v any) error {
-	res, err := c.do(ctx, method, path, nil)
+func (c *Client) call(ctx context.Context, method, path string, body []byte, v any) error {
+	res, err := c.do(ctx, method, path, body)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@
 //	GET    /v1/images                  -> []ImageStatus
 //	GET    /v1/images?reference=REF    -> ImageStatus
 //	DELETE /v1/images?reference=REF
+//	POST   /v1/gc                      CollectRequest -> prepare.Collection
 //	GET    /v1/info                    -> Info
 //	GET    /metrics                    Prometheus
 package control
@@ -50,6 +51,15 @@ type Progress struct {
 	Event  *prepare.Event  `json:"event,omitempty"`
 	Result *prepare.Result `json:"result,omitempty"`
 	Error  string          `json:"error,omitempty"`
+}
+
+// CollectRequest asks for what is unused to be removed.
+type CollectRequest struct {
+	// Grace is how long something must have been unused, in nanoseconds; nil is
+	// what the configuration says.
+	Grace *time.Duration `json:"grace,omitempty"`
+	// DryRun asks only for what would be removed.
+	DryRun bool `json:"dryRun,omitempty"`
 }
 
 // LayerStatus is the state of a layer of a prepared image.

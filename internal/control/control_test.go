@@ -49,6 +49,7 @@ type service struct {
 	images  func() ([]control.ImageStatus, error)
 	image   func(string) (*control.ImageStatus, error)
 	remove  func(string) error
+	collect func(control.CollectRequest) (*prepare.Collection, error)
 }
 
 func (s *service) Prepare(ctx context.Context, req control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {
@@ -59,7 +60,10 @@ func (s *service) Image(_ context.Context, ref string) (*control.ImageStatus, er
 	return s.image(ref)
 }
 func (s *service) Remove(_ context.Context, ref string) error { return s.remove(ref) }
-func (s *service) Info() control.Info                         { return info() }
+func (s *service) Collect(_ context.Context, req control.CollectRequest) (*prepare.Collection, error) {
+	return s.collect(req)
+}
+func (s *service) Info() control.Info { return info() }
 
 func info() control.Info {
 	return control.Info{Version: "v9", PID: 42, Started: time.Unix(1_700_000_000, 0).UTC(), Mount: "file", Disabled: "why"}
@@ -113,6 +117,9 @@ func TestRoundTrip(t *testing.T) {
 		Credentials: &control.Credentials{Username: "u", Password: "p", IdentityToken: "t"},
 	}
 	var removed string
+	hour := time.Hour
+	var asked []control.CollectRequest
+	collection := &prepare.Collection{Freed: 7, Decisions: []prepare.Decision{{Kind: prepare.KindImage, Name: "x", Remove: true, Reason: "why", Bytes: 7}}}
 	socket, _ := serve(t, &service{
 		prepare: func(_ context.Context, got control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {
 			if diff := cmp.Diff(request, got); diff != "" {
@@ -132,6 +139,10 @@ func TestRoundTrip(t *testing.T) {
 			return &s, nil
 		},
 		remove: func(ref string) error { removed = ref; return nil },
+		collect: func(got control.CollectRequest) (*prepare.Collection, error) {
+			asked = append(asked, got)
+			return collection, nil
+		},
 	})
 	c := control.NewClient(socket)
 
@@ -160,6 +171,16 @@ func TestRoundTrip(t *testing.T) {
 	if err := c.Remove(t.Context(), "a/b&c=d#e"); err != nil || removed != "a/b&c=d#e" {
 		t.Errorf("removed %q, error %v", removed, err)
 	}
+	requests := []control.CollectRequest{{}, {Grace: &hour, DryRun: true}}
+	for _, r := range requests {
+		done, err := c.Collect(t.Context(), r)
+		if diff := cmp.Diff(collection, done); diff != "" || err != nil {
+			t.Errorf("collection: error %v, (-want +got):\n%s", err, diff)
+		}
+	}
+	if diff := cmp.Diff(requests, asked); diff != "" {
+		t.Errorf("collections (-want +got):\n%s", diff)
+	}
 	i, err := c.Info(t.Context())
 	if diff := cmp.Diff(info(), i); diff != "" || err != nil {
 		t.Errorf("info: error %v, (-want +got):\n%s", err, diff)
@@ -173,9 +194,10 @@ func TestErrors(t *testing.T) {
 		prepare: func(context.Context, control.PrepareRequest, func(prepare.Event)) (*prepare.Result, error) {
 			return nil, answer
 		},
-		images: func() ([]control.ImageStatus, error) { return nil, answer },
-		image:  func(string) (*control.ImageStatus, error) { return nil, answer },
-		remove: func(string) error { return answer },
+		images:  func() ([]control.ImageStatus, error) { return nil, answer },
+		image:   func(string) (*control.ImageStatus, error) { return nil, answer },
+		remove:  func(string) error { return answer },
+		collect: func(control.CollectRequest) (*prepare.Collection, error) { return nil, answer },
 	})
 	c := control.NewClient(socket)
 	known := []error{prepare.ErrUnknown, prepare.ErrInUse}
@@ -184,6 +206,7 @@ func TestErrors(t *testing.T) {
 		calls := map[string]error{"remove": c.Remove(t.Context(), "x")}
 		_, calls["image"] = c.Image(t.Context(), "x")
 		_, calls["images"] = c.Images(t.Context())
+		_, calls["gc"] = c.Collect(t.Context(), control.CollectRequest{})
 		for name, err := range calls {
 			if err == nil || err.Error() != answer.Error() {
 				t.Errorf("%s: error %v, want %v", name, err, answer)
@@ -261,12 +284,13 @@ func TestBadRequests(t *testing.T) {
 		method, path, body string
 		want               int
 	}{
-		"no JSON":        {http.MethodPost, "/v1/prepare", "}{", 400},
-		"nothing":        {http.MethodPost, "/v1/prepare", "", 400},
-		"another type":   {http.MethodPost, "/v1/prepare", "[]", 400},
-		"huge":           {http.MethodPost, "/v1/prepare", huge, 400},
-		"no such path":   {http.MethodGet, "/v2/prepare", "", 404},
-		"no such method": {http.MethodPut, "/v1/prepare", "{}", 405},
+		"no JSON":         {http.MethodPost, "/v1/prepare", "}{", 400},
+		"nothing":         {http.MethodPost, "/v1/prepare", "", 400},
+		"another type":    {http.MethodPost, "/v1/prepare", "[]", 400},
+		"gc without JSON": {http.MethodPost, "/v1/gc", "}{", 400},
+		"huge":            {http.MethodPost, "/v1/prepare", huge, 400},
+		"no such path":    {http.MethodGet, "/v2/prepare", "", 404},
+		"no such method":  {http.MethodPut, "/v1/prepare", "{}", 405},
 	} {
 		if got, text := post(t, socket, c.method, c.path, strings.NewReader(c.body)); got != c.want {
 			t.Errorf("%s: status %d: %s", name, got, text)

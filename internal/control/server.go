@@ -28,6 +28,7 @@ type Service interface {
 	Images(ctx context.Context) ([]ImageStatus, error)
 	Image(ctx context.Context, reference string) (*ImageStatus, error)
 	Remove(ctx context.Context, reference string) error
+	Collect(ctx context.Context, req CollectRequest) (*prepare.Collection, error)
 	Info() Info
 }
 
@@ -41,6 +42,7 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 	mux.HandleFunc("POST /v1/prepare", h.prepare)
 	mux.HandleFunc("GET /v1/images", h.images)
 	mux.HandleFunc("DELETE /v1/images", h.remove)
+	mux.HandleFunc("POST /v1/gc", h.collect)
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
 	mux.Handle("GET /metrics", metrics)
 	var running sync.WaitGroup
@@ -81,8 +83,7 @@ type handler struct {
 
 func (h *handler) prepare(w http.ResponseWriter, r *http.Request) {
 	var req PrepareRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&req); err != nil {
-		h.reply(w, nil, fmt.Errorf("%w: %w", ErrBadRequest, err))
+	if !h.decode(w, r, &req) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -98,6 +99,24 @@ func (h *handler) prepare(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	send(Progress{Result: res})
+}
+
+func (h *handler) collect(w http.ResponseWriter, r *http.Request) {
+	var req CollectRequest
+	if !h.decode(w, r, &req) {
+		return
+	}
+	c, err := h.service.Collect(r.Context(), req)
+	h.reply(w, c, err)
+}
+
+// decode reads a request, or answers that it is none.
+func (h *handler) decode(w http.ResponseWriter, r *http.Request, req any) bool {
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(req)
+	if err != nil {
+		h.reply(w, nil, fmt.Errorf("%w: %w", ErrBadRequest, err))
+	}
+	return err == nil
 }
 
 // throttled passes on the first and the last event of a layer, and between them

@@ -128,6 +128,18 @@ func (d *Daemon) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+// Collect removes what has been unused for the grace period.
+func (d *Daemon) Collect(ctx context.Context, req control.CollectRequest) (*prepare.Collection, error) {
+	grace := time.Duration(d.cfg.GCGrace)
+	if req.Grace != nil {
+		grace = *req.Grace
+	}
+	if grace < 0 {
+		return nil, fmt.Errorf("%w: grace period %s", control.ErrBadRequest, grace)
+	}
+	return d.preparer.Collect(ctx, grace, req.DryRun)
+}
+
 // Info describes the daemon.
 func (d *Daemon) Info() control.Info {
 	info := control.Info{
