@@ -38,6 +38,7 @@ var levels = map[string]int{
 	"internal/layer":      3,
 	"internal/prepare":    4,
 	"internal/control":    5,
+	"internal/uninstall":  5,
 	"internal/daemon":     6,
 	"cmd/holdfast":        7,
 }
