@@ -159,7 +159,7 @@ func (d *Daemon) registryConfig() registry.Config {
 		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
 		UserAgent: "holdfast/" + Version,
 		Logger:    d.log,
-		Credentials: func(_ context.Context, repository string) (registry.Credentials, error) {
+		Credentials: func(_ context.Context, repository string, _ []registry.Credentials) (registry.Credentials, error) {
 			ref, err := reference.ParseNormalizedNamed(repository)
 			if err != nil {
 				return registry.Credentials{}, fmt.Errorf("finding credentials for %q: %w", repository, err)

@@ -89,7 +89,8 @@ func (h *host) ping(ctx context.Context, registry name.Registry, t http.RoundTri
 type grant struct {
 	scheme  string
 	header  string
-	expires time.Time // zero if that is not known
+	expires time.Time   // zero if that is not known
+	of      Credentials // whose it is
 }
 
 func (g *grant) usable() bool {
@@ -97,82 +98,107 @@ func (g *grant) usable() bool {
 }
 
 // authorize returns the grant of the repository and gets one if there is none
-// that is good for anything. One that the registry refused is named by refused,
-// and challenge is what it said then, if anything; the result is nil if there is
-// nothing else to show.
-func (r *Repository) authorize(ctx context.Context, refused *grant, challenge *transport.Challenge) (*grant, error) {
-	if g := r.grant.Load(); g.usable() && g != refused {
+// that this attempt may show. The error says what is missing if all credentials
+// there are have been refused.
+func (r *Repository) authorize(ctx context.Context, a *attempt) (*grant, error) {
+	if g := r.grant.Load(); g.usable() && a.mayShow(g) {
 		return g, nil
 	}
 	if err := r.turn.take(ctx); err != nil {
 		return nil, err
 	}
 	defer r.turn.release()
-	if g := r.grant.Load(); g.usable() && g != refused {
+	if g := r.grant.Load(); g.usable() && a.mayShow(g) {
 		return g, nil // somebody else got it meanwhile
 	}
-	timed, cancel := context.WithTimeout(ctx, r.client.config.StallTimeout)
-	defer cancel()
-	control := &controlTransport{base: r.meter, repository: r}
-	g, err := r.negotiate(timed, control, refused, challenge)
+	g, err := r.negotiate(ctx, a)
 	if err != nil {
-		return nil, fmt.Errorf("authenticating to %s: %w", r.registry, r.authError(ctx, err, control.retryAfter()))
+		return nil, fmt.Errorf("authenticating to %s: %w", r.registry, err)
 	}
-	if g != nil {
-		r.grant.Store(g)
+	if g == nil {
+		return nil, r.missing(a)
 	}
+	r.grant.Store(g)
 	return g, nil
 }
 
-// negotiate does what the challenge asks for.
-func (r *Repository) negotiate(ctx context.Context, t http.RoundTripper, refused *grant, challenge *transport.Challenge) (*grant, error) {
+// negotiate does what the challenge asks for, with one credential after the
+// other until one is good for a grant. It returns nil if none is.
+func (r *Repository) negotiate(ctx context.Context, a *attempt) (*grant, error) {
+	control := &controlTransport{base: r.meter, repository: r}
+	challenge := a.challenge
 	if challenge == nil {
+		timed, cancel := context.WithTimeout(ctx, r.client.config.StallTimeout)
+		defer cancel()
 		var err error
-		if challenge, err = r.host.ping(ctx, r.registry, t); err != nil {
-			return nil, err
+		if challenge, err = r.host.ping(timed, r.registry, control); err != nil {
+			return nil, r.authError(ctx, err, control.retryAfter())
 		}
 	}
-	g := &grant{scheme: "https"}
+	if challenge.Scheme == "" && a.last == nil {
+		return newGrant(challenge), nil
+	}
+	a.asked = challenge.Scheme != ""
+	for a.asked {
+		c, ok, err := r.next(ctx, a)
+		if err != nil || !ok {
+			return nil, err
+		}
+		r.shown.Store(&c)
+		g, err := r.show(ctx, control, challenge, c)
+		switch {
+		case errors.Is(err, blob.ErrUnauthorized):
+			r.refuse(a, c)
+			a.refusal = fmt.Errorf("authenticating to %s: %w", r.registry, err)
+		case err != nil:
+			return nil, err
+		case a.last != nil && g.header == a.last.header, g.header == "" && len(a.refused) > 0:
+			r.refuse(a, c) // it would be the same again, or less
+		default:
+			return g, nil
+		}
+	}
+	return nil, nil
+}
+
+func newGrant(challenge *transport.Challenge) *grant {
 	if challenge.Insecure {
-		g.scheme = "http"
+		return &grant{scheme: "http"}
 	}
+	return &grant{scheme: "https"}
+}
+
+// show makes a grant out of credentials.
+func (r *Repository) show(ctx context.Context, t *controlTransport, challenge *transport.Challenge, c Credentials) (*grant, error) {
+	g := newGrant(challenge)
+	g.of = c
 	switch strings.ToLower(challenge.Scheme) {
-	case "":
 	case "basic":
-		credentials, err := r.credentials(ctx)
-		if err != nil {
-			return nil, err
+		if c.Username != "" {
+			g.header = "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password))
 		}
-		if credentials.Username != "" {
-			pair := credentials.Username + ":" + credentials.Password
-			g.header = "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
-		}
+		return g, nil
 	case "bearer":
-		if err := r.exchange(ctx, t, challenge, g); err != nil {
-			return nil, err
+		timed, cancel := context.WithTimeout(ctx, r.client.config.StallTimeout)
+		defer cancel()
+		if err := r.exchange(timed, t, challenge, g); err != nil {
+			return nil, r.authError(ctx, err, t.retryAfter())
 		}
+		return g, nil
 	default:
 		return nil, fmt.Errorf("the registry wants %q, which is not supported", shorten(challenge.Scheme))
 	}
-	if refused != nil && g.header == refused.header {
-		return nil, nil
-	}
-	return g, nil
 }
 
 // exchange gets a token from the service that the challenge names.
 func (r *Repository) exchange(ctx context.Context, t http.RoundTripper, challenge *transport.Challenge, g *grant) error {
-	credentials, err := r.credentials(ctx)
-	if err != nil {
-		return err
-	}
 	scopes := []string{"repository:" + r.path + ":pull"}
 	if scope := challenge.Parameters["scope"]; scope != "" && !slices.Contains(scopes, scope) {
 		// Some token services look at the first scope only.
 		scopes = []string{scope, scopes[0]}
 	}
 	began := time.Now()
-	token, err := transport.Exchange(ctx, r.realmRegistry(challenge), credentials.authenticator(), t, scopes, challenge)
+	token, err := transport.Exchange(ctx, r.realmRegistry(challenge), g.of.authenticator(), t, scopes, challenge)
 	if err != nil {
 		return err
 	}
@@ -205,23 +231,6 @@ func (r *Repository) realmRegistry(challenge *transport.Challenge) name.Registry
 	return registry
 }
 
-// credentials returns those that were given, or looks some up.
-func (r *Repository) credentials(ctx context.Context) (Credentials, error) {
-	if r.given != nil {
-		r.shown.Store(r.given)
-		return *r.given, nil
-	}
-	if r.client.config.Credentials == nil {
-		return Credentials{}, nil
-	}
-	credentials, err := r.client.config.Credentials(ctx, r.name)
-	if err != nil {
-		return Credentials{}, fmt.Errorf("looking up credentials: %w", err)
-	}
-	r.shown.Store(&credentials)
-	return credentials, nil
-}
-
 // challengeOf reads the challenge of a refusal; nil if it holds none. The
 // library only parses challenges as part of a ping, so it gets to see one.
 func (r *Repository) challengeOf(ctx context.Context, resp *http.Response) *transport.Challenge {
@@ -247,8 +256,7 @@ type roundTripperFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// authError tells what an error of a ping, of the token service or of the
-// lookup means. The library's errors are not kept: they quote URLs and answers.
+// authError tells what an error of a ping or of the token service means. The library's errors are not kept: they quote URLs and answers.
 func (r *Repository) authError(ctx context.Context, err error, after time.Duration) error {
 	var answer *transport.Error
 	var failed *url.Error
@@ -260,8 +268,12 @@ func (r *Repository) authError(ctx context.Context, err error, after time.Durati
 		if len(answer.Errors) > 0 {
 			text += fmt.Sprintf(": %q", r.scrub(string(answer.Errors[0].Code)+": "+answer.Errors[0].Message))
 		}
-		if answer.StatusCode == http.StatusNotFound {
+		switch c := r.shown.Load(); {
+		case answer.StatusCode == http.StatusNotFound:
 			return errors.New(text) // the service is not there, which says nothing about blobs
+		case answer.StatusCode == http.StatusBadRequest && c != nil && c.IdentityToken != "":
+			// So are refresh tokens refused: RFC 6749, section 5.2.
+			return fmt.Errorf("%s: %w", text, blob.ErrUnauthorized)
 		}
 		return classify(answer.StatusCode, after, text)
 	case errors.Is(err, context.DeadlineExceeded):

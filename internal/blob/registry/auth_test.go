@@ -125,7 +125,7 @@ func TestPasswordChanges(t *testing.T) {
 	server := start(t, testregistry.Options{Manner: testregistry.ECR})
 	var asked []string
 	client := newClient(t, registry.Config{
-		Credentials: func(_ context.Context, repository string) (registry.Credentials, error) {
+		Credentials: func(_ context.Context, repository string, _ []registry.Credentials) (registry.Credentials, error) {
 			asked = append(asked, repository)
 			return registry.Credentials{Username: "AWS", Password: password.Load().(string)}, nil
 		},
@@ -157,17 +157,38 @@ func TestPasswordChanges(t *testing.T) {
 	}
 }
 
+// A lookup that fails is an error for those who need it: strangers may still
+// read what is public.
 func TestLookupFails(t *testing.T) {
-	server := start(t, testregistry.Options{Manner: testregistry.Quay})
-	client := newClient(t, registry.Config{
-		Credentials: func(context.Context, string) (registry.Credentials, error) {
-			return registry.Credentials{}, errors.New("the file is damaged")
-		},
-	}, server)
-	desc, _ := addBlob(server, 100, 1)
-	err := read(t, open(t, client, server, nil), desc, 10, 10)
-	if err == nil || !strings.Contains(err.Error(), "the file is damaged") || blob.IsTemporary(err) {
-		t.Errorf("error = %v", err)
+	for _, tt := range []struct {
+		name    string
+		private bool
+		lookup  error
+	}{
+		{"public", false, errors.New("the file is damaged")},
+		{"private", true, errors.New("the file is damaged")},
+		{"private, and the next lookup may succeed", true, blob.Temporary(errors.New("the file is damaged"))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server := start(t, testregistry.Options{Manner: testregistry.Quay, Private: tt.private})
+			client := newClient(t, registry.Config{
+				Credentials: func(context.Context, string, []registry.Credentials) (registry.Credentials, error) {
+					return registry.Credentials{}, tt.lookup
+				},
+			}, server)
+			desc, _ := addBlob(server, 100, 1)
+			err := read(t, open(t, client, server, nil), desc, 10, 10)
+			if !tt.private {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !errors.Is(err, blob.ErrUnauthorized) || !strings.Contains(err.Error(), "the file is damaged") ||
+				blob.IsTemporary(err) != blob.IsTemporary(tt.lookup) {
+				t.Errorf("error = %v", err)
+			}
+		})
 	}
 }
 

@@ -37,10 +37,16 @@ type Config struct {
 	// directory per host; the first that knows the host is used. The default is
 	// /etc/containers/certs.d and /etc/docker/certs.d.
 	CertsDir []string
-	// Credentials finds the credentials for a repository ("host/path") when none
-	// were given for it; nil means that there are none. It is asked again when a
-	// registry refuses what it answered, and may be called concurrently.
-	Credentials func(ctx context.Context, repository string) (Credentials, error)
+	// Credentials finds the next credentials to try for a repository
+	// ("host/path") when none were given for it, or when those were refused; nil
+	// means that there are none. What the registry has refused is passed, so that
+	// others are found, or the same place is asked anew. The zero value says that
+	// there are no more. An error does not keep strangers from what is public. It
+	// may be called concurrently.
+	Credentials func(ctx context.Context, repository string, refused []Credentials) (Credentials, error)
+	// Places says where Credentials looks, for errors about missing ones; it may
+	// be nil. An empty result means that nothing is configured.
+	Places func(repository string) []string
 	// UserAgent is what the client calls itself.
 	UserAgent string
 	// StallTimeout is how long a server may send nothing, before the headers of
@@ -96,7 +102,8 @@ func (c *Client) Stats() Stats { return c.traffic.stats() }
 // request before the first read.
 //
 // Credentials are used for endpoints on the host that ref names. The others,
-// or all if creds is nil, use Config.Credentials.
+// or all if creds is nil, use Config.Credentials, and so do those whose registry
+// refuses creds.
 func (c *Client) Endpoints(ref reference.Named, creds *Credentials) ([]*Repository, error) {
 	sources, err := c.pullSources(ref)
 	if err != nil {

@@ -97,7 +97,7 @@ func TestCredentialsOfMirrors(t *testing.T) {
 		primary.Host(), mirror.Host()))
 	client := newClient(t, registry.Config{
 		RegistriesConf: path,
-		Credentials: func(_ context.Context, repository string) (registry.Credentials, error) {
+		Credentials: func(_ context.Context, repository string, _ []registry.Credentials) (registry.Credentials, error) {
 			if repository != mirror.Host()+"/cached/"+repositoryPath {
 				t.Errorf("asked for the credentials of %s", repository)
 			}

@@ -121,7 +121,10 @@ func shorten(text string) string {
 
 // scrub also takes out secrets, should a server repeat them.
 func (r *Repository) scrub(text string) string {
-	if c := r.shown.Load(); c != nil {
+	for _, c := range []*Credentials{r.given, r.shown.Load()} {
+		if c == nil {
+			continue
+		}
 		for _, secret := range []string{c.Password, c.IdentityToken} {
 			if secret != "" {
 				text = strings.ReplaceAll(text, secret, "***")

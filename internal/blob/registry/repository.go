@@ -41,7 +41,7 @@ type Repository struct {
 	namespace string          // for a proxy of several registries
 	registry  name.Registry
 	insecure  bool
-	given     *Credentials // nil: look them up
+	given     *Credentials // nil: there are none
 	host      *host
 	meter     *meter
 	traffic   traffic
@@ -49,6 +49,9 @@ type Repository struct {
 	turn  turn // for those who want to change grant
 	grant atomic.Pointer[grant]
 	shown atomic.Pointer[Credentials] // last, to keep them out of errors
+
+	doubted       atomic.Bool // given was refused: look others up first
+	authenticated atomic.Bool
 
 	mu        sync.Mutex                 // protects the fields below
 	redirects map[digest.Digest]*url.URL // where blobs were found last
@@ -84,7 +87,7 @@ func (c *Client) repository(source sysregistriesv2.PullSource, given *Credential
 		turn:      make(turn, 1),
 		redirects: make(map[digest.Digest]*url.URL),
 	}
-	if given != nil {
+	if given != nil && *given != (Credentials{}) {
 		credentials := *given
 		r.given = &credentials
 	}
@@ -96,6 +99,10 @@ func (c *Client) repository(source sysregistriesv2.PullSource, given *Credential
 func (r *Repository) Name() string { return r.name }
 
 func (r *Repository) String() string { return r.name }
+
+// Authenticated reports whether a request has succeeded that showed somebody's
+// credentials: content that only some may read has no other way to here.
+func (r *Repository) Authenticated() bool { return r.authenticated.Load() }
 
 // Stats returns what went over the network for this Repository. A ping that
 // several share counts where it was made.

@@ -16,34 +16,32 @@ import (
 const maxRedirects = 5
 
 // get asks the registry for something in the repository. If it refuses, get
-// authenticates anew and asks a second time. The answer may have any status;
-// the caller closes it. ctx governs the body too.
+// authenticates anew and asks again, as long as there are credentials to try.
+// The answer may have any other status; the caller closes it. ctx governs the
+// body too.
 func (r *Repository) get(ctx context.Context, resource string, header http.Header) (*http.Response, error) {
-	g, err := r.authorize(ctx, nil, nil)
-	if err != nil {
-		return nil, err
+	var a attempt
+	for {
+		g, err := r.authorize(ctx, &a)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := r.follow(ctx, g, r.resource(g.scheme, resource), header)
+		if err != nil {
+			return nil, err
+		}
+		if !r.refuses(resp) {
+			r.accept(g, resp.StatusCode)
+			return resp, nil
+		}
+		r.refuseGrant(ctx, &a, g, resp)
 	}
-	resp, err := r.follow(ctx, g, r.resource(g.scheme, resource), header)
-	if err != nil || !r.refuses(resp, g) {
-		return resp, err
-	}
-	challenge := r.challengeOf(ctx, resp)
-	refusal := r.statusError(resp)
-	g, err = r.authorize(ctx, g, challenge)
-	if err != nil {
-		return nil, err
-	}
-	if g == nil {
-		return nil, refusal
-	}
-	return r.follow(ctx, g, r.resource(g.scheme, resource), header)
 }
 
-// refuses reports whether the registry wants other credentials. Expired
-// passwords are answered with 403 by some; for tokens that is final.
-func (r *Repository) refuses(resp *http.Response, g *grant) bool {
-	return r.isRegistry(resp.Request.URL) && (resp.StatusCode == http.StatusUnauthorized ||
-		resp.StatusCode == http.StatusForbidden && strings.HasPrefix(g.header, "Basic "))
+// refuses reports whether the registry wants other credentials.
+func (r *Repository) refuses(resp *http.Response) bool {
+	return r.isRegistry(resp.Request.URL) &&
+		(resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden)
 }
 
 // follow sends a request and follows redirects. Only the registry itself gets
