@@ -215,14 +215,14 @@ func TestKeptIsBounded(t *testing.T) {
 	if err := k.Put("too large", registry.Credentials{Password: strings.Repeat("x", maxSecret+1)}); err == nil {
 		t.Error("no error for credentials that are too large")
 	}
-	for i := range 100 {
+	for i := range 30 {
 		put(t, k, fmt.Sprint(i), large)
 	}
 	k = openKept(t, f)
-	if _, ok := k.Get("99"); !ok {
+	if _, ok := k.Get("29"); !ok {
 		t.Error("the newest is gone")
 	}
-	if _, ok := k.Get("0"); ok || len(k.entries) > 40 {
+	if _, ok := k.Get("0"); ok || len(k.entries) > 25 {
 		t.Errorf("%d are kept", len(k.entries))
 	}
 	info, err := f.Stat()
