@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/layer"
@@ -42,6 +43,7 @@ type node struct {
 	dir    string
 	log    *logs
 	policy prepare.Policy
+	memory *os.File // of credentials, from one start to the next; may be nil
 
 	stop func()
 }
@@ -127,9 +129,13 @@ func (n *node) start(t *testing.T) {
 		RegistriesConfDir: filepath.Join(n.dir, "registries.conf.d"),
 		Logger:            log,
 	})
+	kept, err := credentials.OpenKept(n.memory)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.Preparer, err = prepare.New(ctx, prepare.Config{
-		Policy: n.policy, Registry: client, Layers: n.layers, Store: n.store,
+		Policy: n.policy, Registry: client, Layers: n.layers, Store: n.store, Kept: kept,
 		Images: filepath.Join(n.dir, "images"), Logger: log,
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/refpattern"
@@ -50,6 +51,8 @@ type Config struct {
 	Registry *registry.Client
 	Layers   *layer.Set
 	Store    *imagestore.Store
+	// Kept keeps the credentials of pulls for the next process; may be nil.
+	Kept *credentials.Kept
 	// Images is the directory that keeps what has been prepared.
 	Images string
 	Logger *slog.Logger
@@ -61,6 +64,7 @@ type Preparer struct {
 	registry *registry.Client
 	layers   *layer.Set
 	store    *imagestore.Store
+	kept     *credentials.Kept
 	images   *images
 	log      *slog.Logger
 
@@ -80,7 +84,7 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 		return nil, err
 	}
 	p := &Preparer{
-		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store,
+		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
 		images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
 	}
 	return p, nil
@@ -220,10 +224,28 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 		p.warm(img, plans)
 		return nil
 	})
+	p.keep(res.Reference, req.Credentials)
 	if err := p.publish(ctx, img, res); err != nil {
 		return nil, err
 	}
 	return res, nil
+}
+
+// keep keeps the credentials of a pull: its layers are read long after it.
+func (p *Preparer) keep(name string, creds *registry.Credentials) {
+	if creds == nil {
+		return
+	}
+	if err := p.kept.Put(name, *creds); err != nil {
+		p.log.Warn("keeping credentials", "image", name, "err", err)
+	}
+}
+
+// forget forgets the credentials for images that are not prepared any more.
+func (p *Preparer) forget(references ...string) {
+	if err := p.kept.Forget(references...); err != nil {
+		p.log.Warn("forgetting credentials", "err", err)
+	}
 }
 
 // prepared answers for an image that has been prepared under the digest that the
@@ -261,6 +283,11 @@ func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *reg
 	}
 	if err := p.images.touch(img); err != nil {
 		return nil, false // it may be collected before the runtime has it
+	}
+	for _, name := range img.References {
+		if named, err := reference.ParseNormalizedNamed(name); err == nil && named.Name() == ref.Name() {
+			p.keep(name, creds)
+		}
 	}
 	return &Result{Reference: ref.String(), Digest: img.Digest, Layers: img.Layers}, true
 }

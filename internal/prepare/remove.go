@@ -31,6 +31,7 @@ func (p *Preparer) Remove(ctx context.Context, name string) error {
 	if ref, err := reference.ParseNormalizedNamed(name); err == nil && len(img.References) > 1 && img.Digest.String() != name {
 		full := reference.TagNameOnly(ref).String()
 		img.References = slices.DeleteFunc(img.References, func(r string) bool { return r == full })
+		p.forget(full)
 		return p.images.write(img)
 	}
 	s, err := p.takeStock()
@@ -77,6 +78,7 @@ func (p *Preparer) remove(ctx context.Context, g going) error {
 		if err := p.images.remove(g.image.Digest); err != nil {
 			return err
 		}
+		p.forget(g.image.References...)
 	}
 	for _, l := range g.layers {
 		if err := p.layers.Remove(l.digest); err != nil { // its mount, then its cache

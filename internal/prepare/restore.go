@@ -9,6 +9,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/holdfast/holdfast/internal/blob/registry"
 )
 
 // RestoreSources gives the layers of prepared images the places that the images
@@ -73,8 +75,9 @@ func (p *Preparer) restoreImage(ctx context.Context, img Image) error {
 	return p.store.Publish(ctx, chain)
 }
 
-// restoreSources gives layers the places that their image was read from. The
-// credentials of the pull are gone; the node's own are used.
+// restoreSources gives layers the places that their image was read from, with the
+// credentials of the pull if they are kept. After a boot they are not: then the
+// node's own are used.
 func (p *Preparer) restoreSources(img Image) {
 	for _, name := range img.References {
 		ref, err := reference.ParseNormalizedNamed(name)
@@ -82,7 +85,11 @@ func (p *Preparer) restoreSources(img Image) {
 			p.log.Error("restoring sources", "image", name, "err", err)
 			continue
 		}
-		endpoints, err := p.registry.Endpoints(ref, nil)
+		var creds *registry.Credentials
+		if c, ok := p.kept.Get(name); ok {
+			creds = &c
+		}
+		endpoints, err := p.registry.Endpoints(ref, creds)
 		if err != nil {
 			p.log.Warn("restoring sources", "image", name, "err", err)
 			continue
