@@ -59,7 +59,10 @@ type Config struct {
 	AuthFile          string `toml:"auth_file"`
 	MaxFetches        int    `toml:"max_fetches"`
 
-	GCGrace Duration `toml:"gc_grace"`
+	GCGrace                  Duration `toml:"gc_grace"`
+	AuthFiles                []string `toml:"auth_files"`
+	CredentialProviderConfig string   `toml:"credential_provider_config"`
+	CredentialProviderBinDir string   `toml:"credential_provider_bin_dir"`
 }
 
 // Bytes is a size, written with a unit: "8MiB".
@@ -213,6 +216,9 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("runtime_roots: %q is Holdfast's own directory", root)
 		}
 	}
+	if err := c.validateCredentials(); err != nil {
+		return err
+	}
 	if err := c.Trusted.Validate(); err != nil {
 		return fmt.Errorf("trusted: %w", err)
 	}
@@ -244,6 +250,25 @@ func (c *Config) Validate() error {
 	for _, r := range c.Runtimes {
 		if r == "" || strings.Contains(r, "/") {
 			return fmt.Errorf("runtimes: %q: want the name of a program, without a path", r)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateCredentials() error {
+	for _, name := range c.AuthFiles {
+		if !filepath.IsAbs(name) {
+			return fmt.Errorf("auth_files: %q: want absolute paths", name)
+		}
+	}
+	if (c.CredentialProviderConfig == "") != (c.CredentialProviderBinDir == "") {
+		return errors.New("credential_provider_config and credential_provider_bin_dir: want both or none")
+	}
+	for name, value := range map[string]string{
+		"credential_provider_config": c.CredentialProviderConfig, "credential_provider_bin_dir": c.CredentialProviderBinDir,
+	} {
+		if value != "" && !filepath.IsAbs(value) {
+			return fmt.Errorf("%s = %q: want an absolute path", name, value)
 		}
 	}
 	return nil

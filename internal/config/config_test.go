@@ -49,6 +49,9 @@ func TestLoad(t *testing.T) {
 		{"no grace", `gc_grace = "0s"`, ""},
 		{"mount", `mount = "fuse"`, "want auto, file or loop"},
 		{"own store as runtime", `runtime_roots = ["/var/lib/holdfast/store"]`, "own directory"},
+		{"relative auth file", `auth_files = ["config.json"]`, "auth_files: \"config.json\": want absolute paths"},
+		{"providers without programs", `credential_provider_config = "/etc/providers.yaml"`, "want both or none"},
+		{"relative providers", "credential_provider_config = \"/etc/providers.yaml\"\ncredential_provider_bin_dir = \"bin\"", "want an absolute path"},
 		{"runtime path", `runtimes = ["/usr/bin/podman"]`, "without a path"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -9,11 +9,10 @@ import (
 	"time"
 
 	"go.podman.io/image/v5/docker/reference"
-	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
-	"go.podman.io/image/v5/types"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -152,23 +151,18 @@ func (d *Daemon) Info() control.Info {
 }
 
 // registryConfig takes registries and the node's own credentials from where
-// CRI-O and Podman have them.
+// CRI-O, Podman and kubelet have them.
 func (d *Daemon) registryConfig() registry.Config {
-	sys := &types.SystemContext{AuthFilePath: d.cfg.AuthFile}
+	node := credentials.NewNode(credentials.Config{
+		AuthFile: d.cfg.AuthFile, AuthFiles: d.cfg.AuthFiles,
+		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
+		ProviderConfig: d.cfg.CredentialProviderConfig, ProviderDir: d.cfg.CredentialProviderBinDir,
+	})
 	return registry.Config{
 		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
-		UserAgent: "holdfast/" + Version,
-		Logger:    d.log,
-		Credentials: func(_ context.Context, repository string, _ []registry.Credentials) (registry.Credentials, error) {
-			ref, err := reference.ParseNormalizedNamed(repository)
-			if err != nil {
-				return registry.Credentials{}, fmt.Errorf("finding credentials for %q: %w", repository, err)
-			}
-			c, err := dockerconfig.GetCredentialsForRef(sys, ref)
-			if err != nil {
-				return registry.Credentials{}, fmt.Errorf("finding credentials for %s: %w", repository, err)
-			}
-			return registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}, nil
-		},
+		UserAgent:   "holdfast/" + Version,
+		Logger:      d.log,
+		Credentials: node.Find,
+		Places:      node.Places,
 	}
 }

@@ -26,6 +26,7 @@ var levels = map[string]int{
 	"internal/erofs":         1,
 	"internal/index/toc":     1,
 
+	"internal/credentials":       2,
 	"internal/index/estargz":     2,
 	"internal/index/stream":      2,
 	"internal/index/zstdchunked": 2,
