@@ -256,7 +256,8 @@ type roundTripperFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// authError tells what an error of a ping or of the token service means. The library's errors are not kept: they quote URLs and answers.
+// authError tells what an error of a ping or of the token service means. The
+// library's errors are not kept: they quote URLs and answers.
 func (r *Repository) authError(ctx context.Context, err error, after time.Duration) error {
 	var answer *transport.Error
 	var failed *url.Error

@@ -101,7 +101,7 @@ func (r *Repository) Name() string { return r.name }
 func (r *Repository) String() string { return r.name }
 
 // Authenticated reports whether a request has succeeded that showed somebody's
-// credentials: content that only some may read has no other way to here.
+// credentials. If none has, what was read is public.
 func (r *Repository) Authenticated() bool { return r.authenticated.Load() }
 
 // Stats returns what went over the network for this Repository. A ping that
