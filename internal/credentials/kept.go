@@ -70,12 +70,14 @@ func NewMemfd() (*os.File, error) {
 
 // OpenKept returns what is kept in a file: the last change that was completely
 // written, nothing if there is none. The file stays the caller's, who closes it
-// when the Kept is not used any more. Without one, memory is all there is.
+// when the Kept is not used any more; programs that are run do not inherit it.
+// Without a file, what is kept ends with the process.
 func OpenKept(f *os.File) (*Kept, error) {
 	k := &Kept{file: f}
 	if f == nil {
 		return k, nil
 	}
+	unix.CloseOnExec(int(f.Fd())) // a parent's is open to the programs that are run here
 	for slot := range int64(slots) {
 		sequence, entries, err := readSlot(io.NewSectionReader(f, slot*slotSize, slotSize))
 		if err != nil {

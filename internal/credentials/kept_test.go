@@ -126,11 +126,22 @@ func TestNilKeepsNothing(t *testing.T) {
 	}
 }
 
+// Credential helpers and plugins must not inherit it.
 func TestMemfdIsClosedOnExec(t *testing.T) {
-	flags, err := unix.FcntlInt(memfd(t).Fd(), unix.F_GETFD, 0)
-	if err != nil || flags&unix.FD_CLOEXEC == 0 {
-		t.Errorf("flags %#x, error %v", flags, err)
+	f := memfd(t)
+	check := func() {
+		t.Helper()
+		flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("flags %#x, error %v", flags, err)
+		}
 	}
+	check()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil { // as a parent passes it on
+		t.Fatal(err)
+	}
+	openKept(t, f)
+	check()
 }
 
 // head is as much of a slot as these tests fill.
