@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/daemon"
 	"github.com/holdfast/holdfast/internal/keeper"
 )
@@ -80,6 +81,12 @@ func (g *globals) serve(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	// What pulls brought is on no disk, and outlives a worker.
+	kept, err := credentials.NewMemfd()
+	if err != nil {
+		return err
+	}
+	defer kept.Close() //nolint:errcheck // memory
 	return keeper.Run(ctx, keeper.Config{
 		Devices: daemon.Devices(cfg), Socket: cfg.KeeperSocketPath(),
 		Executable: program,
@@ -87,6 +94,7 @@ func (g *globals) serve(ctx context.Context) error {
 		Check:      []string{"config", "check", "--config", file},
 		Patience:   time.Duration(cfg.ReadTimeout),
 		Dead:       func() error { return daemon.ClearMounts(cfg) },
+		Files:      []*os.File{kept},
 		Logger:     log,
 	}, func() { tellSystemd("READY=1", log) })
 }
@@ -119,14 +127,14 @@ func newWorkerCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			in, err := keeper.Inherit(0)
+			in, err := keeper.Inherit(1)
 			if err != nil {
 				return err
 			}
 			limitMemory(memoryLimit)
 			ctx, cancel := in.UntilHandOver(cmd.Context())
 			defer cancel()
-			return daemon.Run(ctx, cfg, daemon.Inherited{Device: in.Device, Ready: in.Ready}, log)
+			return daemon.Run(ctx, cfg, daemon.Inherited{Device: in.Device, Credentials: in.Files[0], Ready: in.Ready}, log)
 		},
 	}
 }

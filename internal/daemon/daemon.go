@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/imagestore"
@@ -54,6 +55,8 @@ type Daemon struct {
 type Inherited struct {
 	// Device is the descriptor of the FUSE mount on [Devices]; Run takes it over.
 	Device *os.File
+	// Credentials is where those that pulls brought are kept: see package credentials.
+	Credentials *os.File
 	// Ready is called when the daemon answers.
 	Ready func() error
 }
@@ -117,7 +120,7 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	if err := d.layers.Open(ctx); err != nil {
 		return err
 	}
-	return d.prepare(ctx, func(p *prepare.Preparer) error {
+	return d.prepare(ctx, in.Credentials, func(p *prepare.Preparer) error {
 		p.RestoreSources()
 		if err := d.layers.Export(); err != nil {
 			return err
@@ -137,8 +140,12 @@ func ending(ctx context.Context) bool {
 }
 
 // prepare makes what prepares images, for as long as run takes.
-func (d *Daemon) prepare(ctx context.Context, run func(*prepare.Preparer) error) (err error) {
+func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare.Preparer) error) (err error) {
 	if d.store, err = imagestore.Create(d.cfg.StorePath(), filepath.Join(d.cfg.RunRoot, "records")); err != nil {
+		return err
+	}
+	kept, err := credentials.OpenKept(keptIn)
+	if err != nil {
 		return err
 	}
 	d.registry = registry.New(d.registryConfig())
@@ -153,7 +160,7 @@ func (d *Daemon) prepare(ctx context.Context, run func(*prepare.Preparer) error)
 			RuntimeRoots:  d.cfg.RuntimeRoots,
 			Grace:         time.Duration(d.cfg.GCGrace),
 		},
-		Registry: d.registry, Layers: d.layers, Store: d.store,
+		Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept,
 		Images: filepath.Join(d.cfg.Root, "images"), Logger: d.log,
 	})
 	if err != nil {
