@@ -93,6 +93,12 @@ func printLayer(w io.Writer, l control.LayerStatus) {
 			note = fmt.Sprintf("%d corrupt chunks; ", d.Corrupt)
 		}
 		note += d.LastError
+		if note == "" {
+			note = l.Fill
+		}
+		if note == "" && l.Verified {
+			note = "verified"
+		}
 	} else {
 		note = l.Reason
 	}

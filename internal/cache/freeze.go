@@ -22,7 +22,7 @@ func (f *File) Freeze() bool {
 	if !f.complete() {
 		return false
 	}
-	if f.isFrozen() {
+	if f.Frozen() {
 		return true
 	}
 	id, err := bootID()
@@ -40,7 +40,8 @@ func (f *File) Freeze() bool {
 	return true
 }
 
-func (f *File) isFrozen() bool {
+// Frozen reports whether the file is frozen.
+func (f *File) Frozen() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.frozen

@@ -290,7 +290,7 @@ func (s *Space) pass(goal int64) (freed int64) {
 func selectOldest(files []*File, now uint32, goal int64) selection {
 	var sizes [buckets]int64
 	for _, f := range files {
-		if f.isFrozen() {
+		if f.Frozen() {
 			continue
 		}
 		for i := range f.extents {

@@ -51,7 +51,7 @@ func (f *File) Begin(ctx context.Context, i int) (*Writer, error) {
 	w := f.writer(i)
 	w.spills = true
 	var err error
-	if !f.isFrozen() { // the map of a frozen file may have got lost; what is mounted is not written
+	if !f.Frozen() { // the map of a frozen file may have got lost; what is mounted is not written
 		w.reserved, err = f.space.reserve(ctx, cost(w.chunk))
 	}
 	if err == nil && !w.reserved {
@@ -71,7 +71,7 @@ func (f *File) TryBegin(i int) *Writer {
 		return nil
 	}
 	w := f.writer(i)
-	if w.reserved = !f.isFrozen() && f.space.tryReserve(cost(w.chunk)); !w.reserved {
+	if w.reserved = !f.Frozen() && f.space.tryReserve(cost(w.chunk)); !w.reserved {
 		w.Abort()
 		return nil
 	}

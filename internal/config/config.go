@@ -60,6 +60,7 @@ type Config struct {
 	MaxFetches        int    `toml:"max_fetches"`
 
 	GCGrace                  Duration `toml:"gc_grace"`
+	Fill                     Pace     `toml:"fill"`
 	AuthFiles                []string `toml:"auth_files"`
 	CredentialProviderConfig string   `toml:"credential_provider_config"`
 	CredentialProviderBinDir string   `toml:"credential_provider_bin_dir"`

@@ -65,14 +65,19 @@ type CollectRequest struct {
 // LayerStatus is the state of a layer of a prepared image.
 type LayerStatus struct {
 	prepare.LayerResult
-	// State is "mounted", "missing" or what the layer's Action says.
-	State    string        `json:"state"`
-	Index    index.Kind    `json:"index,omitempty"`
-	Verified bool          `json:"verified"`
-	Local    int64         `json:"localBytes"` // disk space of the data that is local
-	Percent  float64       `json:"percentLocal"`
-	Device   *device.Stats `json:"device,omitempty"`
-	InUse    bool          `json:"inUse"` // a runtime refers to it
+	// State is "mounted", "quarantined", "missing" or what the layer's Action says.
+	State    string     `json:"state"`
+	Index    index.Kind `json:"index,omitempty"`
+	Verified bool       `json:"verified"`
+	// Fill says how it stands with fetching the rest: "filling", "waiting", or
+	// "waiting: " and why; "" if it is done, or not to be done.
+	Fill string `json:"fill,omitempty"`
+	// Quarantined says why the layer is in quarantine.
+	Quarantined string        `json:"quarantined,omitempty"`
+	Local       int64         `json:"localBytes"` // disk space of the data that is local
+	Percent     float64       `json:"percentLocal"`
+	Device      *device.Stats `json:"device,omitempty"`
+	InUse       bool          `json:"inUse"` // a runtime refers to it
 }
 
 // ImageStatus is the state of a prepared image.

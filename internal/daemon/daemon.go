@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/fill"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/keeper"
@@ -48,6 +50,7 @@ type Daemon struct {
 	store    *imagestore.Store
 	preparer *prepare.Preparer
 	registry *registry.Client
+	filler   *fill.Filler
 	disabled error // why nothing is published
 }
 
@@ -86,13 +89,17 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	if d.space, err = newSpace(cfg, log); err != nil {
 		return errors.Join(err, conn.Close())
 	}
+	sched := device.NewScheduler(cfg.MaxFetches)
 	d.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(cfg.Root, "layers"), Mounts: filepath.Join(cfg.RunRoot, "layers"),
-		Exporter: exports, Space: d.space, Scheduler: device.NewScheduler(cfg.MaxFetches), Logger: log,
+		Exporter: exports, Space: d.space, Scheduler: sched, Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
+	d.filler = fill.New(fill.Config{
+		Layers: d.layers, Scheduler: sched, Rate: int64(cfg.Fill.Rate), Quarantined: d.quarantined, Logger: log,
+	})
 	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
 		return errors.Join(err, conn.Close())
 	}
@@ -210,9 +217,33 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
 	g.Go(func() error { return d.layers.Run(gctx) })
 	g.Go(func() error { return d.space.Run(gctx) })
-	g.Go(func() error { return d.preparer.Run(gctx, nil) })
+	g.Go(func() error { return d.preparer.Run(gctx, d.inUse) })
+	g.Go(func() error { return d.filler.Run(gctx) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
 	return errors.Join(ready(), g.Wait())
+}
+
+// inUse has the layers of images filled that a runtime refers to.
+func (d *Daemon) inUse(images []prepare.Image) {
+	if d.cfg.Fill.Off {
+		return
+	}
+	var layers []digest.Digest
+	for _, img := range images {
+		for _, l := range img.Layers {
+			if l.Action != prepare.Left {
+				layers = append(layers, l.Digest)
+			}
+		}
+	}
+	d.filler.Want(layers)
+}
+
+// quarantined takes a bad layer out of the runtimes' sight.
+func (d *Daemon) quarantined(ctx context.Context, l *layer.Layer) {
+	if err := d.preparer.Quarantine(ctx, l); err != nil {
+		d.log.Error("hiding a layer in quarantine", "layer", l.Digest.String(), "err", err)
+	}
 }
 
 // newSpace returns the disk space that the layers share.

@@ -110,7 +110,11 @@ func (d *Daemon) layerStatus(l prepare.LayerResult, used map[string][]imagestore
 		return s
 	}
 	stats := have.Device().Stats()
-	s.State, s.Index, s.Verified, s.Local, s.Device = "mounted", have.Kind, have.Verified, have.LocalBytes(), &stats
+	s.State, s.Index, s.Verified, s.Local, s.Device = "mounted", have.Kind, have.Verdict().Verified, have.LocalBytes(), &stats
+	s.Fill = d.filler.State(l.Digest)
+	if v := have.Verdict(); v.Quarantined != "" {
+		s.State, s.Quarantined = "quarantined", v.Quarantined
+	}
 	s.Percent = 100
 	if stats.Chunks > 0 {
 		s.Percent = 100 * float64(stats.Present) / float64(stats.Chunks)

@@ -55,6 +55,7 @@ type Device struct {
 	oldest  int             // next of streams to replace
 	misses  misses
 	lastErr error
+	broken  error // every read fails with it
 }
 
 type counters struct {
@@ -183,6 +184,13 @@ func (d *Device) failed(off int64, n int, err error) error {
 		d.mu.Unlock()
 	}
 	return err
+}
+
+// Fail makes all reads fail from now on, also of what is in the cache.
+func (d *Device) Fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken, d.lastErr = err, err
 }
 
 // Stats returns the device's counters.

@@ -87,6 +87,9 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 	if d.closed {
 		return nil, errClosed
 	}
+	if d.broken != nil {
+		return nil, d.broken
+	}
 	var wait []*flight
 	var missing []int
 	first := d.table.Search(off)

@@ -78,8 +78,8 @@ func (s *Scheduler) acquire(ctx context.Context, priority func() Priority) (rele
 	}
 }
 
-// yield returns when nothing above the priority is going on, or after maxYield.
-func (s *Scheduler) yield(ctx context.Context, priority func() Priority) error {
+// Yield returns when nothing above the priority is going on, or after maxYield.
+func (s *Scheduler) Yield(ctx context.Context, priority func() Priority) error {
 	var timeout <-chan time.Time
 	for {
 		p := priority()

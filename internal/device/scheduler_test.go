@@ -105,7 +105,7 @@ func TestAcquireEndsWithItsContext(t *testing.T) {
 func yielded(t *testing.T, s *Scheduler, p Priority) time.Duration {
 	t.Helper()
 	start := time.Now()
-	if err := s.yield(t.Context(), fixed(p)); err != nil {
+	if err := s.Yield(t.Context(), fixed(p)); err != nil {
 		t.Error(err)
 	}
 	return time.Since(start)
@@ -141,7 +141,7 @@ func TestYieldIsBounded(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := s.yield(ctx, fixed(Fill)); !errors.Is(err, context.Canceled) {
+		if err := s.Yield(ctx, fixed(Fill)); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -159,7 +159,7 @@ func TestYieldNoticesAReader(t *testing.T) {
 			s.block()
 		})
 		start := time.Now()
-		if err := s.yield(t.Context(), func() Priority { return Priority(p.Load()) }); err != nil {
+		if err := s.Yield(t.Context(), func() Priority { return Priority(p.Load()) }); err != nil {
 			t.Error(err)
 		}
 		if got := time.Since(start); got != maxYield/2 {

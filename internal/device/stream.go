@@ -90,7 +90,7 @@ type yielding struct {
 }
 
 func (y *yielding) Read(p []byte) (int, error) {
-	if err := y.d.sched.yield(y.f.ctx, func() Priority { return y.d.priority(y.f) }); err != nil {
+	if err := y.d.sched.Yield(y.f.ctx, func() Priority { return y.d.priority(y.f) }); err != nil {
 		return 0, err
 	}
 	return y.r.Read(p)

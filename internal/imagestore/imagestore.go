@@ -85,6 +85,7 @@ type Layer struct {
 	DiffSize       int64         `json:"diff-size,omitempty"`
 	Compression    Compression   `json:"compression,omitempty"`
 	MountDirectory string        `json:"-"` // where the layer's tree is mounted; see [Store.Publish]
+	Hidden         bool          `json:"-"` // see [Store.Hide]
 }
 
 // name is the name that the layer's image has, and a name in overlay/.

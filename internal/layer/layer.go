@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	goerofs "github.com/erofs/go-erofs"
@@ -55,12 +56,10 @@ type Meta struct {
 	BlobCompression index.Compression `json:"blobCompression"`
 	Kind            index.Kind        `json:"kind"`
 	// Landmark is how much of the blob the image asks to have at once, in bytes.
-	Landmark int64 `json:"landmark,omitempty"`
-	Root     Root  `json:"root"`
-	// Verified means that blob digest, diff ID and tree have been checked over
-	// the whole layer. Until then the registry's word is taken for them.
-	Verified bool      `json:"verified"`
+	Landmark int64     `json:"landmark,omitempty"`
+	Root     Root      `json:"root"`
 	Created  time.Time `json:"created"`
+	Verdict            // as it was when the layer was opened: see [Layer.Verdict]
 }
 
 // Root is the root directory of a layer's tree.
@@ -81,7 +80,11 @@ type Layer struct {
 	devicePath string // the exported device
 	table      *index.Table
 	cache      *cache.File
+	space      *cache.Space
 	dev        *device.Device
+
+	mu      sync.Mutex // protects the field below, and layer.json
+	verdict Verdict
 }
 
 // open opens the layer in dir.
@@ -108,6 +111,8 @@ func open(dir, target string, space *cache.Space, sched *device.Scheduler, log *
 		Descriptor: blob.Descriptor{Digest: l.Digest, Size: l.Size},
 		Table:      l.table, Cache: l.cache, Scheduler: sched, Logger: log,
 	})
+	l.space = space
+	l.settle(l.Meta.Verdict)
 	return l, nil
 }
 
@@ -182,8 +187,7 @@ func (l *Layer) export(e Exporter) (err error) {
 }
 
 // mount mounts the layer and makes sure that the mount answers; one that is there
-// stays if keep is true. A layer whose data is complete is mounted from its file;
-// it needs us no more.
+// stays if keep is true.
 func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err error) {
 	defer func() {
 		if err != nil {
@@ -206,7 +210,7 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err err
 	switch {
 	case l.table.DeviceSize() == 0:
 		dev = ""
-	case l.cache.Freeze():
+	case l.direct():
 		dev = filepath.Join(l.dir, cache.DataName)
 	}
 	if err := os.MkdirAll(l.target, 0o700); err != nil {
@@ -216,6 +220,13 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err err
 		return err
 	}
 	return mount.Check(ctx, l.target)
+}
+
+// direct reports whether the layer is to be mounted from its data file, with no
+// need of us: if all of it is there, and is what it should be, since nothing can
+// be taken back then.
+func (l *Layer) direct() bool {
+	return l.Verdict().Verified && (l.cache.Frozen() || l.space.MayFreeze(l.table.DeviceSize())) && l.cache.Freeze()
 }
 
 // unmount undoes mount. What containers hold of the mount stays with them.
@@ -235,3 +246,6 @@ func unmount(target string) error {
 	}
 	return nil
 }
+
+// Flush makes durable what of the layer is local.
+func (l *Layer) Flush() error { return l.cache.Flush() }

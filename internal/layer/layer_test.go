@@ -146,7 +146,9 @@ func (r *rig) addWhole(t *testing.T, c content) *layer.Layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := st.Commit(t.Context(), c.meta(), res.Index, true)
+	m := c.meta()
+	m.Verified = true
+	l, err := st.Commit(t.Context(), m, res.Index, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,12 @@ type verdict struct {
 	going going
 }
 
+// gone completes a decision about what no grace is due to.
+func (v verdict) gone(reason string, g going) verdict {
+	v.Reason, v.Remove, v.going, v.Bytes = reason, true, g, g.bytes()
+	return v
+}
+
 // Collection is what a collection did, or would do.
 type Collection struct {
 	DryRun    bool       `json:"dryRun"`
@@ -145,6 +151,9 @@ func (j judge) image(s *stock, img Image) verdict {
 		d.Reason = err.Error()
 		return d
 	}
+	if s.bad(img) {
+		return d.gone("a layer is in quarantine, and nothing refers to it", s.goingWith(img))
+	}
 	if img.UnusedSince.Equal(img.Prepared) && unused < pullTime {
 		d.Reason = fmt.Sprintf("prepared %s ago, a runtime may be about to refer to it", span(unused))
 		return d
@@ -177,6 +186,8 @@ func (j judge) layer(s *stock, l stored) verdict {
 		d.Reason = fmt.Sprintf("record %s leads to it", records[0])
 	case s.claimed[l.digest]:
 		d.Reason = errBeingPrepared.Error()
+	case l.bad:
+		d = d.gone("it is in quarantine, and nothing refers to it", going{layers: []stored{l}})
 	default:
 		d = j.stray(d, l.created, going{layers: []stored{l}})
 	}

@@ -37,7 +37,7 @@ func shelf(names ...string) *stock {
 				s.records = append(s.records, imagestore.Layer{ID: l.ChainID, Parent: parent, BlobDigest: l.Digest, Created: old})
 			}
 			if s.imagesWith[l.Digest.String()] == 0 {
-				s.layers = append(s.layers, stored{l.Digest, old, 100})
+				s.layers = append(s.layers, stored{digest: l.Digest, created: old, bytes: 100})
 			}
 			parent = l.ChainID
 		}

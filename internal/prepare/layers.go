@@ -68,6 +68,9 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 	if err != nil {
 		return err
 	}
+	if err := got.Verdict().Err(); err != nil {
+		return err
+	}
 	if got.DiffID != l.DiffID {
 		return fmt.Errorf("the image states diff ID %s, the layer is known with %s", l.DiffID, got.DiffID)
 	}
@@ -178,7 +181,7 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 	}
 	return st.Commit(ctx, layer.Meta{
 		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, DiffSize: diffSize(res.Index, nil),
-		BlobCompression: l.compression, Verified: true,
+		BlobCompression: l.compression, Verdict: layer.Verdict{Verified: true},
 	}, res.Index, true)
 }
 

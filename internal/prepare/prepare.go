@@ -276,7 +276,7 @@ func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *reg
 			return nil, false // the reason may be gone
 		}
 		have, ok := p.layers.Get(l.Digest)
-		if !ok {
+		if !ok || have.Verdict().Err() != nil {
 			return nil, false
 		}
 		have.Device().AddSources(sources(endpoints))

@@ -77,6 +77,7 @@ func (p *Preparer) resolve(ctx context.Context, ref reference.Named, creds *regi
 		img.endpoints = append(append(img.endpoints, endpoints[i:]...), endpoints[:i]...)
 		err := img.load(ctx, e)
 		if err == nil {
+			img.private = e.Authenticated()
 			return img, nil
 		}
 		failed = errors.Join(failed, fmt.Errorf("%s: %w", e, err))

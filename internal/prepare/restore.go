@@ -63,7 +63,7 @@ func (p *Preparer) Restore(ctx context.Context) error {
 func (p *Preparer) restoreImage(ctx context.Context, img Image) error {
 	var available []LayerResult
 	for _, l := range img.Layers {
-		if _, ok := p.layers.Get(l.Digest); !ok {
+		if have, ok := p.layers.Get(l.Digest); !ok || have.Verdict().Err() != nil {
 			break
 		}
 		available = append(available, l)

@@ -35,6 +35,7 @@ type stored struct {
 	digest  digest.Digest
 	created time.Time
 	bytes   int64 // of its data that is local
+	bad     bool  // in quarantine
 }
 
 // takeStock finds out what there is. The caller has the turn.
@@ -48,7 +49,7 @@ func (p *Preparer) takeStock() (*stock, error) {
 		return nil, err
 	}
 	for _, l := range p.layers.All() {
-		s.layers = append(s.layers, stored{l.Digest, l.Created, l.LocalBytes()})
+		s.layers = append(s.layers, stored{l.Digest, l.Created, l.LocalBytes(), l.Verdict().Err() != nil})
 		s.claimed[l.Digest] = p.claims.has(l.Digest)
 	}
 	s.count()
@@ -154,6 +155,13 @@ func (s *stock) held(img Image) error {
 		}
 	}
 	return nil
+}
+
+// bad reports whether a layer of an image is in quarantine.
+func (s *stock) bad(img Image) bool {
+	return slices.ContainsFunc(s.layers, func(l stored) bool {
+		return l.bad && slices.ContainsFunc(img.Layers, func(r LayerResult) bool { return r.Digest == l.digest && r.Action != Left })
+	})
 }
 
 // heldRecord is why a record must stay; nil if it need not.

@@ -37,6 +37,7 @@ var levels = map[string]int{
 	"internal/imagestore": 3,
 	"internal/keeper":     3,
 	"internal/layer":      3,
+	"internal/fill":       4,
 	"internal/prepare":    4,
 	"internal/control":    5,
 	"internal/uninstall":  5,

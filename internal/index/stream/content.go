@@ -112,6 +112,9 @@ func (c *chunk) add(offset, inner int64, p []byte) error {
 		c.offset, c.inner = offset, inner
 	}
 	c.size += int64(len(p))
+	if !c.digests {
+		return nil
+	}
 	_, err := c.hash.Write(p)
 	return err
 }
@@ -125,8 +128,10 @@ func (c *chunk) flush() error {
 	if c.compression == index.None {
 		out.BlobOffset, out.BlobSize, out.InnerOffset = c.inner, c.size, 0
 	}
-	out.Digest = [sha256.Size]byte(c.hash.Sum(nil))
-	c.hash.Reset()
+	if c.digests {
+		out.Digest = [sha256.Size]byte(c.hash.Sum(nil))
+		c.hash.Reset()
+	}
 	c.size = 0
 	return c.builder.AddChunk(out)
 }

@@ -58,12 +58,22 @@ type Result struct {
 // normal pull would extract or if it is too large, [blob.ErrCorrupt] if r does not
 // have size bytes, the error of r or device, or that of ctx.
 func Read(ctx context.Context, r io.Reader, size int64, device io.WriterAt) (*Result, error) {
+	return read(ctx, r, size, device, true)
+}
+
+// ReadTree is Read for those who check the content themselves: the chunks of its
+// index have no digests.
+func ReadTree(ctx context.Context, r io.Reader, size int64, device io.WriterAt) (*Result, error) {
+	return read(ctx, r, size, device, false)
+}
+
+func read(ctx context.Context, r io.Reader, size int64, device io.WriterAt, digests bool) (*Result, error) {
 	s, err := newReader(ctx, r, size)
 	if err != nil {
 		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, err)
 	}
 	defer s.close()
-	s.device = device
+	s.device, s.digests = device, digests
 	if err := s.run(); err != nil {
 		return nil, fmt.Errorf("reading layer of %d bytes, at %d: %w", size, s.blob.n, s.explain(err))
 	}
@@ -89,6 +99,7 @@ type reader struct {
 	close       func()
 	builder     *index.Builder
 	device      io.WriterAt
+	digests     bool // of chunks are wanted
 	buf         []byte
 }
 
