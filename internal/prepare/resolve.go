@@ -22,10 +22,14 @@ import (
 
 const maxConfig = 4 << 20 // bytes of an image configuration
 
-// patience is how often a source is asked again. A reader waits meanwhile, up
-// to its own timeout.
-func patience() retry.Policy {
-	return retry.Policy{Attempts: 6, Base: 200 * time.Millisecond, Max: 10 * time.Second}
+// patience is how often one of so many sources is asked again. A reader waits
+// meanwhile; where there are others they are the better choice.
+func patience(sources int) retry.Policy {
+	p := retry.Policy{Attempts: 6, Base: 200 * time.Millisecond, Max: 10 * time.Second}
+	if sources > 1 {
+		p.Attempts, p.Max = 3, time.Second
+	}
+	return p
 }
 
 // resolved is an image of this platform, and where it can be read from.
@@ -59,7 +63,7 @@ func (r *resolved) sources() []blob.Source { return sources(r.endpoints) }
 func sources(endpoints []*registry.Repository) []blob.Source {
 	all := make([]blob.Source, len(endpoints))
 	for i, e := range endpoints {
-		all[i] = retry.New(e, patience())
+		all[i] = retry.New(e, patience(len(endpoints)))
 	}
 	return all
 }

@@ -33,7 +33,8 @@ type Policy struct {
 	Attempts int
 	// Base is the longest wait before the second attempt; it doubles with each
 	// attempt, up to Max. The wait itself is random between 0 and that, but at
-	// least what the source asked for, again up to Max.
+	// least what the source asked for. If that is more than Max, the source is
+	// not asked again: there may be others.
 	Base, Max time.Duration
 }
 
@@ -47,15 +48,16 @@ func Do(ctx context.Context, p Policy, f func(ctx context.Context) error) error 
 		if err == nil {
 			return nil
 		}
-		if err := p.wait(ctx, attempt, err); err != nil {
+		if err := p.Wait(ctx, attempt, err); err != nil {
 			return err
 		}
 	}
 }
 
-// wait sleeps before the attempt that follows the given one, which failed with
-// cause. An error means that there is no next attempt.
-func (p Policy) wait(ctx context.Context, attempt int, cause error) error {
+// Wait sleeps before the attempt that follows the given one, which failed with
+// cause. An error means that there is no next attempt: cause if it is not
+// temporary or the attempts are used up, or if ctx ends too early.
+func (p Policy) Wait(ctx context.Context, attempt int, cause error) error {
 	var temporary *blob.TemporaryError
 	if !errors.As(cause, &temporary) {
 		return cause
@@ -66,7 +68,10 @@ func (p Policy) wait(ctx context.Context, attempt int, cause error) error {
 	if attempt >= p.Attempts {
 		return cause
 	}
-	d := p.delay(attempt, temporary.RetryAfter)
+	if temporary.RetryAfter > p.Max {
+		return cause
+	}
+	d := max(p.delay(attempt), temporary.RetryAfter)
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
 		return cause
 	}
@@ -80,17 +85,13 @@ func (p Policy) wait(ctx context.Context, attempt int, cause error) error {
 	}
 }
 
-func (p Policy) delay(attempt int, retryAfter time.Duration) time.Duration {
+// delay is a random wait before the attempt that follows the given one.
+func (p Policy) delay(attempt int) time.Duration {
 	limit := p.Base
 	for i := 1; i < attempt && limit < p.Max; i++ {
 		limit *= 2
 	}
-	limit = min(limit, p.Max)
-	var d time.Duration
-	if limit > 0 {
-		d = rand.N(limit + 1)
-	}
-	return max(d, min(retryAfter, p.Max))
+	return rand.N(max(min(limit, p.Max), 0) + 1)
 }
 
 // New returns a source that reads from src with patience. It may be used as
@@ -156,7 +157,7 @@ func (r *reader) wait() error {
 	}
 	r.arrived = 0
 	r.failed++
-	return r.policy.wait(r.ctx, r.failed, r.cause)
+	return r.policy.Wait(r.ctx, r.failed, r.cause)
 }
 
 func (r *reader) Read(p []byte) (int, error) {
