@@ -44,7 +44,7 @@ func TestCorruptChunk(t *testing.T) {
 			{"the second round is right", []blob.Source{flip(m, bad, 1)}, 1, false},
 			{"the second round is right, others have nothing", []blob.Source{flip(m, bad, 1), missing}, 1, false},
 			{"always", []blob.Source{flip(m, bad)}, fetchRounds, true},
-			{"everywhere", []blob.Source{flip(m, bad), flip(m, bad)}, 2 * fetchRounds, true},
+			{"everywhere", []blob.Source{flip(m, bad), named{flip(m, bad), "other"}}, 2 * fetchRounds, true},
 		} {
 			t.Run(string(format)+", "+c.name, func(t *testing.T) {
 				r := newRig(t, m, rigOptions{}, c.sources...)

@@ -12,9 +12,14 @@
 // No byte reaches the present map of the cache unless its chunk's digest
 // matched. A chunk that does not match is fetched from the next source; when
 // there is none the reader gets an error, never wrong or zero bytes.
+//
+// A source that fails for a time is asked again as long as a reader waits
+// (fetch.go), given up if it is too slow (paced.go), and asked last for a while
+// by all devices (health.go).
 package device
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +28,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/retry"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
 )
@@ -40,22 +47,26 @@ type Device struct {
 	sched *Scheduler
 	log   *slog.Logger
 
+	patience time.Duration
+	rounds   retry.Policy // pauses between rounds: see run
+
 	ctx    context.Context // ends with Close; parent of all fetches
 	cancel context.CancelCauseFunc
 	active sync.WaitGroup // running fetches
 
 	stats counters
 
-	mu      sync.Mutex // protects the fields below
-	closed  bool
-	sources []blob.Source
-	flights map[int]*flight // by chunk
-	touched []uint64        // chunks a reader asked for, one bit each
-	streams [8]stream       // recent sequential readers
-	oldest  int             // next of streams to replace
-	misses  misses
-	lastErr error
-	broken  error // every read fails with it
+	mu       sync.Mutex // protects the fields below
+	closed   bool
+	sources  []blob.Source
+	flights  map[int]*flight // by chunk
+	touched  []uint64        // chunks a reader asked for, one bit each
+	streams  [8]stream       // recent sequential readers
+	oldest   int             // next of streams to replace
+	misses   misses
+	lastErr  error
+	broken   error              // every read fails with it
+	troubles map[string]Trouble // by source
 }
 
 type counters struct {
@@ -71,8 +82,11 @@ type Stats struct {
 	Touched  int64 `json:"touched"`  // compressed bytes of chunks that readers asked for
 	Failures int64 `json:"failures"` // requests that failed
 	Corrupt  int64 `json:"corrupt"`  // chunks that did not match their digest
-	// LastError is the last failure that reached a reader, "" if none.
+	// LastError is the last failure that reached a reader, "" if none. It is
+	// cleared when something is fetched, unless a chunk did not match its digest.
 	LastError string `json:"lastError,omitempty"`
+	// Troubles are the sources that have failed since they last worked.
+	Troubles []Trouble `json:"troubles,omitempty"`
 }
 
 // Config is what a device is made of. The device closes neither table nor cache.
@@ -82,7 +96,13 @@ type Config struct {
 	Cache      *cache.File
 	Scheduler  *Scheduler
 	Logger     *slog.Logger
+	// Patience is how long readers wait. All sources are asked within that time:
+	// one that falls behind is left for the next. The default is DefaultPatience.
+	Patience time.Duration
 }
+
+// DefaultPatience is the default of Config.Patience.
+const DefaultPatience = 2 * time.Minute
 
 // New returns a device without sources: see [Device.AddSources].
 func New(c Config) *Device {
@@ -91,8 +111,10 @@ func New(c Config) *Device {
 		desc: c.Descriptor, table: c.Table, cache: c.Cache, sched: c.Scheduler,
 		log: c.Logger.With("blob", c.Descriptor.Digest.String()),
 		ctx: ctx, cancel: cancel,
-		flights: map[int]*flight{},
-		touched: make([]uint64, (c.Table.Len()+63)/64),
+		flights:  map[int]*flight{},
+		touched:  make([]uint64, (c.Table.Len()+63)/64),
+		patience: cmp.Or(c.Patience, DefaultPatience), rounds: rounds(),
+		troubles: map[string]Trouble{},
 	}
 }
 
@@ -205,6 +227,7 @@ func (d *Device) Stats() Stats {
 	if d.lastErr != nil {
 		s.LastError = d.lastErr.Error()
 	}
+	s.Troubles = d.troubled()
 	return s
 }
 

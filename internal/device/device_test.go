@@ -72,12 +72,16 @@ func TestRangesOutsideOfTheDevice(t *testing.T) {
 
 func TestWithoutSource(t *testing.T) {
 	m := chunked(t, 1)
-	r := newRig(t, m, rigOptions{})
-	if err := r.wait(t.Context(), 0, 1); !errors.Is(err, ErrNoSource) {
+	r := newRig(t, m, rigOptions{quick: true})
+	if err := r.Prefetch(t.Context(), 0, 1, Fill); !errors.Is(err, ErrNoSource) {
 		t.Errorf("error %v", err)
 	}
-	r.setSources([]blob.Source{blobtest.NewMemory(m.blob)})
-	if err := r.check(t.Context(), 0, int(r.Size())); err != nil {
+	// Sources may come a little later than readers, after a start.
+	read := make(chan error, 1)
+	go func() { read <- r.check(t.Context(), 0, int(r.Size())) }()
+	eventually(t, func() bool { return r.waiting() > 0 })
+	r.AddSources([]blob.Source{blobtest.NewMemory(m.blob)})
+	if err := receive(t, read); err != nil {
 		t.Error(err)
 	}
 }
@@ -294,7 +298,7 @@ func TestRightBytesOrAnError(t *testing.T) {
 				file("a", 3*chunkSize, 1), file("b", 5000, 2), file("c", 9000, 3), file("d", 4*chunkSize+7, 4))
 			for seed := range uint64(8) {
 				src := blobtest.Inject(blobtest.NewMemory(m.blob), script(seed))
-				r := newRig(t, m, rigOptions{}, src, src)
+				r := newRig(t, m, rigOptions{quick: true}, src, named{src, "again"})
 				failed, right := 0, 0
 				random := rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // no secret
 				for range 60 {

@@ -6,96 +6,172 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/retry"
 )
 
-// fetchRounds is how often all sources are asked for a chunk: a byte that
-// flipped on the way is right the second time.
+// fetchRounds is how often a source is asked for a chunk that does not match its
+// digest: a byte that flipped on the way is right the second time.
 const fetchRounds = 2
+
+// rounds is how a fetch that somebody waits for pauses when all sources have
+// failed, before it asks them again.
+func rounds() retry.Policy {
+	return retry.Policy{Attempts: math.MaxInt, Base: time.Second, Max: 10 * time.Second}
+}
 
 // start begins to fetch a run of chunks; idle is the priority of the fetch while
 // nobody waits for it. The caller holds d.mu.
 func (d *Device) start(run []int, idle Priority) *fetch {
-	f := &fetch{idle: idle}
+	f := &fetch{idle: idle, met: map[string]error{}}
 	f.ctx, f.cancel = context.WithCancelCause(d.ctx)
 	for _, i := range run {
 		fl := &flight{chunk: i, fetch: f, done: make(chan struct{})}
 		f.flights = append(f.flights, fl)
 		d.flights[i] = fl
 	}
-	sources := d.sources
 	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
 	d.stats.fetched.Add(last.BlobOffset + last.BlobSize - first.BlobOffset)
-	d.active.Go(func() { d.run(f, sources) })
+	d.active.Go(func() { d.run(f) })
 	return f
 }
 
-// run fetches all chunks of f, from one source after the other.
-func (d *Device) run(f *fetch, sources []blob.Source) {
+// run fetches all chunks of f, in rounds: each asks one source after the other.
+// There is another round as long as that may help and somebody waits.
+func (d *Device) run(f *fetch) {
 	defer f.cancel(nil)
-	err := ErrNoSource
-	rest := f.flights
-	for round := 0; round < fetchRounds && len(rest) > 0 && len(sources) > 0; round++ {
-		var again []blob.Source // the others have had their retries
-		for _, src := range sources {
-			if len(rest) == 0 || f.ctx.Err() != nil {
-				break
+	for n := 1; ; n++ {
+		later, err := d.round(f)
+		if d.settle(f, later, err) {
+			return
+		}
+		if err := d.rounds.Wait(f.ctx, n, blob.Temporary(err)); err != nil {
+			d.settle(f, false, err)
+			return
+		}
+	}
+}
+
+// settle ends what has not landed with err, unless another round may help later
+// and somebody waits for it.
+func (d *Device) settle(f *fetch, later bool, err error) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f.ctx.Err() != nil {
+		err, later = context.Cause(f.ctx), false
+	}
+	left := f.left("")
+	if len(left) > 0 && later && f.waiting > 0 {
+		f.failed.Store(&err)
+		return false
+	}
+	for _, fl := range left {
+		delete(d.flights, fl.chunk)
+		fl.err = err
+		close(fl.done)
+	}
+	return true
+}
+
+// round asks all sources for what has not landed, and at once again for chunks
+// that did not match. It returns whether a source may answer later, and why
+// chunks are left, if there are any.
+func (d *Device) round(f *fetch) (later bool, err error) {
+	for again := true; again; {
+		sources := d.Sources() // there may be better ones by now
+		if len(sources) == 0 {
+			return true, ErrNoSource
+		}
+		var list []candidate
+		list, err = d.sched.health.order(sources)
+		later, again = err != nil, false
+		for _, c := range list {
+			ask := f.left(c.String())
+			if len(ask) == 0 {
+				continue
 			}
-			if rest, err = d.fetchFrom(f, src, rest); err != nil {
-				d.report(f, src, err)
-			}
+			blamed := f.blamed
+			failed := d.fetchFrom(f, d.pace(c, ask, len(sources)), ask)
+			d.note(f, c, failed)
 			var full *writeError
-			if errors.As(err, &full) {
-				again = nil
-				break
+			if errors.As(failed, &full) || f.ctx.Err() != nil {
+				return false, failed // no other source helps
 			}
-			if errors.Is(err, blob.ErrCorrupt) {
-				again = append(again, src)
+			f.met[c.String()] = failed
+			later = later || blob.IsTemporary(failed)
+			again = again || f.blamed > blamed && len(f.left(c.String())) > 0
+		}
+		for _, c := range list {
+			err = errors.Join(err, f.met[c.String()])
+		}
+	}
+	return later, err
+}
+
+// left are the flights that have not landed, in order; without those for which a
+// source has been asked often enough, if one is named.
+func (f *fetch) left(src string) []*flight {
+	var all []*flight
+	for _, fl := range f.flights {
+		select {
+		case <-fl.done:
+		default:
+			if src == "" || fl.corrupt[src] < fetchRounds {
+				all = append(all, fl)
 			}
 		}
-		sources = again
 	}
-	if f.ctx.Err() != nil {
-		err = context.Cause(f.ctx)
-	}
-	for _, fl := range rest {
-		d.land(fl, err)
-	}
+	return all
 }
 
-func (d *Device) report(f *fetch, src blob.Source, err error) {
-	if f.ctx.Err() != nil {
-		return // it was ended by us
+// blame notes that what a source sent for the chunk does not match its digest.
+func (fl *flight) blame(src blob.Source) {
+	if fl.corrupt == nil {
+		fl.corrupt = map[string]int{}
 	}
-	d.stats.failures.Add(1)
-	d.log.Warn("fetching chunks", "source", src.String(), "err", err)
+	fl.corrupt[src.String()]++
+	fl.fetch.blamed++
 }
 
-// fetchFrom fetches chunks from one source and returns those it did not get,
-// with the errors.
-func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) ([]*flight, error) {
+// pace returns a source as it is asked for flights: such that all sources get
+// their turn within a reader's patience.
+func (d *Device) pace(c candidate, flights []*flight, sources int) blob.Source {
+	p := &paced{Source: c.Source, patience: d.patience, check: d.patience / time.Duration(sources+1)}
+	if c.trial {
+		p.check = min(p.check, trialPatience)
+	}
+	for _, fl := range flights {
+		chunk := d.table.At(fl.chunk)
+		p.ends = append(p.ends, chunk.BlobOffset+chunk.BlobSize)
+	}
+	return p
+}
+
+// fetchFrom fetches chunks from one source. Those that arrive land; the error
+// tells why others did not.
+func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) error {
 	release, err := d.sched.acquire(f.ctx, func() Priority { return d.priority(f) })
 	if err != nil {
-		return flights, err
+		return err
 	}
 	defer release()
 	chunks := make([]int, len(flights))
 	for i, fl := range flights {
 		chunks[i] = fl.chunk
 	}
-	var failed []*flight
-	var last error
+	var failed error
 	at := 0
 	for _, run := range d.runs(chunks) {
 		part := flights[at : at+len(run)]
 		at += len(run)
-		rest, err := d.stream(f, src, part)
-		if err != nil {
-			failed, last = append(failed, rest...), errors.Join(last, fmt.Errorf("from %s: %w", src, err))
+		if _, err := d.stream(f, src, part); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("from %s: %w", src, err))
 		}
 	}
-	return failed, last
+	return failed
 }
 
 // land ends the flight of a chunk.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/holdfast/holdfast/internal/index"
 )
@@ -64,6 +65,8 @@ type flight struct {
 	fetch *fetch
 	done  chan struct{} // closed after err is set
 	err   error
+	// corrupt is how often a source's bytes did not match; only run uses it.
+	corrupt map[string]int
 }
 
 // fetch is a run of chunks on their way in one request.
@@ -74,6 +77,12 @@ type fetch struct {
 	waiting int       // readers that wait for any of them; protected by Device.mu
 	idle    Priority  // what it counts as while nobody waits
 	keep    bool      // goes on when its last reader leaves
+
+	failed atomic.Pointer[error] // why the latest round was not the last
+
+	// Only run uses these.
+	met    map[string]error // the latest of each source
+	blamed int              // chunks that did not match
 }
 
 // demand notes that a reader wants a range, starts what is missing and what is

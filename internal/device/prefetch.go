@@ -45,7 +45,8 @@ func (d *Device) prefetch(ctx context.Context, i, end int, p Priority, wanted fu
 	return nil
 }
 
-// arrive returns when all flights have landed, or with the first error.
+// arrive returns when all flights have landed, or with the first error. If ctx
+// ends first the error also says what the fetch has met so far.
 func arrive(ctx context.Context, flights []*flight) error {
 	for _, f := range flights {
 		select {
@@ -54,7 +55,11 @@ func arrive(ctx context.Context, flights []*flight) error {
 				return f.err
 			}
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			err := context.Cause(ctx)
+			if met := f.fetch.failed.Load(); met != nil {
+				err = fmt.Errorf("%w: %w", err, *met)
+			}
+			return err
 		}
 	}
 	return nil

@@ -110,6 +110,8 @@ type rigOptions struct {
 	dir   string       // of the cache
 	space *cache.Space // nil: without a limit
 	limit int          // of the scheduler
+	sched *Scheduler
+	quick bool // pauses between rounds last milliseconds
 }
 
 func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
@@ -119,6 +121,9 @@ func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
 	}
 	if o.limit == 0 {
 		o.limit = 8
+	}
+	if o.sched == nil {
+		o.sched = NewScheduler(o.limit)
 	}
 	name := filepath.Join(t.TempDir(), "chunks")
 	f, err := os.Create(name)
@@ -144,9 +149,12 @@ func newRig(t testing.TB, m made, o rigOptions, sources ...blob.Source) *rig {
 	}
 	desc := blobtest.Memory{}.Add(m.blob)
 	dev := New(Config{
-		Descriptor: desc, Table: table, Cache: c, Scheduler: NewScheduler(o.limit),
+		Descriptor: desc, Table: table, Cache: c, Scheduler: o.sched,
 		Logger: slog.New(slog.DiscardHandler),
 	})
+	if o.quick {
+		dev.rounds.Base, dev.rounds.Max = time.Millisecond, 10*time.Millisecond
+	}
 	dev.setSources(sources)
 	t.Cleanup(func() {
 		dev.Close()
@@ -302,6 +310,26 @@ func always(blobtest.Call) bool { return true }
 func faults(src blob.Source, f blobtest.Fault) blob.Source {
 	return blobtest.Inject(src, func(blobtest.Call) blobtest.Fault { return f })
 }
+
+// forget empties the cache.
+func (r *rig) forget(t testing.TB) {
+	t.Helper()
+	r.active.Wait()
+	c, err := cache.Open(t.TempDir(), r.table, cache.NewSpace(0, slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	r.cache = c
+}
+
+// named is a source with a name of its own.
+type named struct {
+	blob.Source
+	name string
+}
+
+func (n named) String() string { return n.name }
 
 // setSources replaces the places the blob is read from.
 func (d *Device) setSources(sources []blob.Source) {

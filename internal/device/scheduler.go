@@ -26,9 +26,11 @@ const maxYield = time.Second
 
 // Scheduler shares connections and the line among the fetches of all devices.
 // A blocked read never waits for anything here; the others wait for a
-// connection, and stand back while something above them is going on. Its
-// methods may be called concurrently.
+// connection, and stand back while something above them is going on. It also
+// knows which sources failed lately. Its methods may be called concurrently.
 type Scheduler struct {
+	health health // of the sources, for all devices
+
 	mu      sync.Mutex // protects the fields below
 	running [priorities]int
 	limit   int           // fetches that nobody waits for which may run at once

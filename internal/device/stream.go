@@ -58,6 +58,7 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 			return append(failed, flights[i:]...), errors.Join(last, err)
 		}
 		d.stats.corrupt.Add(1)
+		fl.blame(src)
 		failed, last = append(failed, fl), err
 	}
 	// The end of the last frame holds no chunk. Without it the connection could
