@@ -4,6 +4,7 @@ package testregistry_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -26,6 +28,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // get sends a request and returns the status, the headers and what came of the body.
 func get(t *testing.T, server *testregistry.Server, path string, header ...string) (int, http.Header, []byte, error) {
 	t.Helper()
+	return getContext(t.Context(), t, server, path, header...)
+}
+
+func getContext(ctx context.Context, t *testing.T, server *testregistry.Server, path string, header ...string) (int, http.Header, []byte, error) {
+	t.Helper()
 	transport := &http.Transport{DisableCompression: true, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	if ca := server.CA(); ca != nil {
@@ -35,7 +42,7 @@ func get(t *testing.T, server *testregistry.Server, path string, header ...strin
 		}
 		transport.TLSClientConfig = &tls.Config{RootCAs: pool}
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL()+path, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL()+path, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,12 +177,42 @@ func TestFaults(t *testing.T) {
 			{"flip", testregistry.Fault{Flip: 1, At: 1}, 206, "224", false},
 			{"flip beyond the end", testregistry.Fault{Flip: 1, At: 3}, 206, "234", false},
 			{"truncate", testregistry.Fault{Truncate: true, At: 2}, 206, "23", true},
+			{"zero", testregistry.Fault{Zero: true, At: 1}, 206, "2\x00\x00", false},
+			{"drip", testregistry.Fault{Drip: time.Millisecond, At: 1}, 206, "234", false},
+			{"shift", testregistry.Fault{Shift: -2}, 206, "012", false},
 		} {
 			fault.Store(&tt.fault)
-			status, _, body, err := get(t, server, url, "Range", "bytes=2-4")
+			status, header, body, err := get(t, server, url, "Range", "bytes=2-4")
+			if said := header.Get("Content-Range"); status == 206 && said != "bytes 2-4/10" {
+				t.Errorf("%s (TLS %v): range %q", tt.name, tls, said)
+			}
 			if status != tt.status || string(body) != tt.body || (err != nil) != tt.fails {
 				t.Errorf("%s (TLS %v): status %d, body %q, error %v", tt.name, tls, status, body, err)
 			}
 		}
+	}
+}
+
+// Answers are faulty about as often as they are to be, and each is counted.
+func TestRandom(t *testing.T) {
+	random := testregistry.NewRandom(1, 0.5)
+	server := start(t, testregistry.Options{Fault: random.Fault})
+	blob := bytes.Repeat([]byte("0123456789"), 100)
+	url := "/v2/a/blobs/" + server.AddBlob(blob).String()
+	var faulty int64
+	for range 100 {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // stalls
+		status, header, body, err := getContext(ctx, t, server, url, "Range", "bytes=200-300")
+		cancel()
+		if err != nil || status != 206 || header.Get("Content-Range") != "bytes 200-300/1000" || !bytes.Equal(body, blob[200:301]) {
+			faulty++
+		}
+	}
+	var counted int64
+	for _, n := range random.Counts() {
+		counted += n
+	}
+	if counted < 30 || counted > 70 || counted != faulty {
+		t.Errorf("%d answers were faulty, %d are counted: %v", faulty, counted, random.Counts())
 	}
 }
