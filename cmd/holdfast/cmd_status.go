@@ -93,6 +93,10 @@ func printLayer(w io.Writer, l control.LayerStatus) {
 			note = fmt.Sprintf("%d corrupt chunks; ", d.Corrupt)
 		}
 		note += d.LastError
+		if d.LastError == "" && len(d.Troubles) > 0 {
+			t := d.Troubles[0]
+			note += fmt.Sprintf("since %s: %s", t.Since.Format(time.DateTime), t.Error)
+		}
 		if note == "" {
 			note = l.Fill
 		}
