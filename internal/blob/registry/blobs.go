@@ -58,12 +58,16 @@ func (r *Repository) open(ctx context.Context, cancel context.CancelCauseFunc, d
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return nil, r.statusError(resp)
 	}
+	// Where it was redirected to may be what is wrong.
+	broken := func() { r.forgetRedirect(desc.Digest, resp.Request.URL) }
 	if err := checkAnswer(resp, desc, offset, length); err != nil {
 		_ = resp.Body.Close() // it may be long
+		broken()
 		return nil, err
 	}
-	what := fmt.Sprintf("reading %d+%d of blob %s from %s", offset, length, desc.Digest, r.name)
-	return r.stream(ctx, cancel, resp, length, what), nil
+	s := r.stream(ctx, cancel, resp, length, fmt.Sprintf("reading %d+%d of blob %s from %s", offset, length, desc.Digest, r.name))
+	s.broken = broken
+	return s, nil
 }
 
 // locate asks where the blob was found last, if that was elsewhere, and
@@ -110,7 +114,7 @@ func (r *Repository) rememberRedirect(d digest.Digest, u *url.URL) {
 func (r *Repository) forgetRedirect(d digest.Digest, u *url.URL) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.redirects[d] == u {
+	if now := r.redirects[d]; now != nil && now.String() == u.String() {
 		delete(r.redirects, d)
 	}
 }
@@ -178,6 +182,7 @@ type stream struct {
 	timer  *time.Timer // runs during a Read
 	left   int64       // negative if unknown
 	what   string      // context for errors, unless the caller gives it
+	broken func()      // called when it breaks; may be nil
 	err    error
 }
 
@@ -219,6 +224,9 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 func (s *stream) explain(err error) error {
+	if s.broken != nil && blob.IsTemporary(err) {
+		s.broken()
+	}
 	if s.what == "" {
 		return err
 	}

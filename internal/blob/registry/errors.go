@@ -35,6 +35,11 @@ func (r *Repository) statusError(resp *http.Response) error {
 	if said := diagnosis(drain(resp)); said != "" && r.isRegistry(resp.Request.URL) {
 		text += ": " + r.scrub(said)
 	}
+	if from != "registry" && isRefusal(resp.StatusCode) {
+		// Our credentials do not go there: it is the signature in the redirect that
+		// has expired, and the registry makes another.
+		return blob.Temporary(errors.New(text))
+	}
 	return classify(resp.StatusCode, retryAfter(resp.Header, time.Now()), text)
 }
 
@@ -51,6 +56,12 @@ func classify(status int, after time.Duration, text string) error {
 	default:
 		return errors.New(text)
 	}
+}
+
+// isRefusal reports whether an object store may mean that a signature has
+// expired; Google Cloud Storage says it with 400.
+func isRefusal(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusUnauthorized || status == http.StatusForbidden
 }
 
 func isTemporary(status int) bool {

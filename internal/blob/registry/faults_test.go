@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,6 +182,12 @@ func TestRedirects(t *testing.T) {
 		{name: "after 503", blob: 1, storage: 1},
 		{name: "no answer", before: func() { next.Store(&testregistry.Fault{Delay: time.Hour}) }, temporary: true, storage: 1},
 		{name: "after no answer", blob: 1, storage: 1},
+		{name: "broken", before: func() { next.Store(&testregistry.Fault{Truncate: true, At: 5}) }, temporary: true, storage: 1},
+		{name: "after broken", blob: 1, storage: 1},
+		{name: "stalled", before: func() { next.Store(&testregistry.Fault{Stall: true, At: 5}) }, temporary: true, storage: 1},
+		{name: "after stalled", blob: 1, storage: 1},
+		{name: "other range", before: func() { next.Store(&testregistry.Fault{Header: header("Content-Range", "bytes 0-9/1000")}) }, temporary: true, storage: 1},
+		{name: "after other range", blob: 1, storage: 1},
 	}
 	for _, step := range steps {
 		server.ResetCounts()
@@ -196,6 +203,55 @@ func TestRedirects(t *testing.T) {
 			t.Errorf("%s: %d requests to the registry and %d to the storage; want %d and %d",
 				step.name, c.Blob, c.Storage, step.blob, step.storage)
 		}
+	}
+}
+
+// Many read at once while the signatures of what they all know expire. One may
+// even expire on the way to the object store: then asking again helps.
+func TestRedirectsExpireUnderLoad(t *testing.T) {
+	server := start(t, testregistry.Options{Manner: testregistry.Quay})
+	repository := open(t, newClient(t, registry.Config{}, server), server, nil)
+	desc, want := addBlob(server, 1000, 1)
+	var readers sync.WaitGroup
+	for i := range 8 {
+		readers.Go(func() {
+			for n := range 20 {
+				if i == 0 {
+					server.ExpireRedirects()
+				}
+				if err := read(t, repository, desc, int64(n), 100); err != nil && !blob.IsTemporary(err) {
+					t.Errorf("error %v", err)
+				}
+			}
+		})
+	}
+	readers.Wait()
+	assertSame(t, repository, desc, want, 100, 100)
+}
+
+// Bodies that stall do not keep others from being read, and give their
+// connections back.
+func TestStalledBodiesDoNotUseUpConnections(t *testing.T) {
+	for _, tls := range []bool{false, true} {
+		var stalling atomic.Bool
+		stalling.Store(true)
+		server := start(t, testregistry.Options{TLS: tls, Fault: func(r *http.Request, _ int) testregistry.Fault {
+			return testregistry.Fault{Stall: stalling.Load() && strings.Contains(r.URL.Path, "/blobs/"), At: 1}
+		}})
+		repository := open(t, newClient(t, registry.Config{StallTimeout: time.Second}, server), server, nil)
+		desc, want := addBlob(server, 1000, 1)
+		const readers = 200 // more than there are connections
+		errs := make(chan error)
+		for range readers {
+			go func() { errs <- read(t, repository, desc, 100, 100) }()
+		}
+		for range readers {
+			if err := <-errs; !blob.IsTemporary(err) {
+				t.Errorf("TLS %v: error = %v", tls, err)
+			}
+		}
+		stalling.Store(false)
+		assertSame(t, repository, desc, want, 100, 100)
 	}
 }
 

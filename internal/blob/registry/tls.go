@@ -22,6 +22,11 @@ import (
 // only means that connections are not shared.
 const maxTransports = 64
 
+// maxConns bounds the connections to a host: more than readers and background
+// fetches keep busy, less than a registry or a proxy takes for an attack. What
+// stalls gives its connection back after the stall timeout.
+const maxConns = 128
+
 // transports keeps one http.Transport per TLS setting: connections can only be
 // shared where the settings are the same.
 type transports struct {
@@ -90,6 +95,7 @@ func (t *transports) make(key tlsKey) (*http.Transport, error) {
 		ResponseHeaderTimeout:  t.headerTimeout,
 		MaxIdleConns:           64,
 		MaxIdleConnsPerHost:    16,
+		MaxConnsPerHost:        maxConns,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true,
