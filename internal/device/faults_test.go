@@ -288,3 +288,20 @@ func TestPaceDoesNotCountOthersTime(t *testing.T) {
 		}
 	})
 }
+
+// The first look may come before Open has gone on: in real time, since a bubble
+// has no such moments.
+func TestPaceIsLookedAtFromTheStart(t *testing.T) {
+	data := []byte("some bytes")
+	src := &paced{Source: blobtest.NewMemory(data), patience: time.Hour, check: 1}
+	for range 5000 {
+		body, err := src.Open(t.Context(), blobtest.Memory{}.Add(data), 0, int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(body); err != nil || string(got) != string(data) {
+			t.Fatalf("got %q, error %v", got, err)
+		}
+		body.Close()
+	}
+}

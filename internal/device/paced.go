@@ -27,9 +27,11 @@ type paced struct {
 func (p *paced) Open(ctx context.Context, desc blob.Descriptor, offset, length int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &pacedReader{paced: p, cancel: cancel, pos: offset, left: p.check}
+	r.mu.Lock() // the timer may fire before all is set
 	r.reach(offset)
-	r.timer = time.AfterFunc(p.check, r.look)
 	r.since = time.Now()
+	r.timer = time.AfterFunc(p.check, r.look)
+	r.mu.Unlock()
 	body, err := p.Source.Open(ctx, desc, offset, length)
 	if err := r.done(0, err); err != nil {
 		cancel(nil)
