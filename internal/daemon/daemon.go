@@ -92,7 +92,7 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	sched := device.NewScheduler(cfg.MaxFetches)
 	d.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(cfg.Root, "layers"), Mounts: filepath.Join(cfg.RunRoot, "layers"),
-		Exporter: exports, Space: d.space, Scheduler: sched, Logger: log,
+		Exporter: exports, Space: d.space, Scheduler: sched, Patience: time.Duration(cfg.ReadTimeout), Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, conn.Close())

@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -87,9 +86,9 @@ type Layer struct {
 	verdict Verdict
 }
 
-// open opens the layer in dir.
-func open(dir, target string, space *cache.Space, sched *device.Scheduler, log *slog.Logger) (_ *Layer, err error) {
-	l := &Layer{dir: dir, target: target}
+// open opens the layer in dir, for a set.
+func open(dir, target string, s *Set) (_ *Layer, err error) {
+	l := &Layer{dir: dir, target: target, space: s.space}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("opening layer %s: %w", filepath.Base(dir), errors.Join(err, l.close()))
@@ -104,14 +103,13 @@ func open(dir, target string, space *cache.Space, sched *device.Scheduler, log *
 	if l.table, err = index.OpenTable(filepath.Join(dir, tableName)); err != nil {
 		return nil, err
 	}
-	if l.cache, err = cache.Open(dir, l.table, space); err != nil {
+	if l.cache, err = cache.Open(dir, l.table, s.space); err != nil {
 		return nil, err
 	}
 	l.dev = device.New(device.Config{
 		Descriptor: blob.Descriptor{Digest: l.Digest, Size: l.Size},
-		Table:      l.table, Cache: l.cache, Scheduler: sched, Logger: log,
+		Table:      l.table, Cache: l.cache, Scheduler: s.sched, Patience: s.patience, Logger: s.log,
 	})
-	l.space = space
 	l.settle(l.Meta.Verdict)
 	return l, nil
 }

@@ -35,6 +35,7 @@ type Set struct {
 	exporter     Exporter
 	space        *cache.Space
 	sched        *device.Scheduler
+	patience     time.Duration
 	log          *slog.Logger
 
 	// changing is held while layers come and go, before mu. What a directory's
@@ -53,7 +54,10 @@ type Config struct {
 	Exporter     Exporter
 	Space        *cache.Space // nil: without a limit
 	Scheduler    *device.Scheduler
-	Logger       *slog.Logger
+	// Patience is how long readers wait, and so how long a source may take; 0
+	// means device.DefaultPatience.
+	Patience time.Duration
+	Logger   *slog.Logger
 }
 
 // NewSet returns a set that holds nothing until [Set.Open] is called, and to which
@@ -73,7 +77,7 @@ func NewSet(c Config) (*Set, error) {
 	}
 	return &Set{
 		root: c.Root, mounts: c.Mounts, exporter: c.Exporter,
-		space: c.Space, sched: c.Scheduler, log: c.Logger,
+		space: c.Space, sched: c.Scheduler, patience: c.Patience, log: c.Logger,
 		layers: map[digest.Digest]*Layer{},
 	}, nil
 }
@@ -178,7 +182,7 @@ func (s *Set) open(d digest.Digest) (*Layer, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("opening layer %q: %w", d, err)
 	}
-	return open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s.space, s.sched, s.log)
+	return open(filepath.Join(s.root, d.Encoded()), s.MountDirectory(d), s)
 }
 
 // add opens and mounts a layer that is new on disk.

@@ -31,7 +31,7 @@ type published struct {
 
 func publish(t *testing.T) *published {
 	t.Helper()
-	n := newNode(t, nodeOptions{settings: "read_timeout = \"5s\"\nstall_timeout = \"5s\"\n"})
+	n := newNode(t, nodeOptions{settings: "read_timeout = \"5s\"\nstall_timeout = \"5s\"\nfill = \"off\"\n"})
 	p := &published{node: n, img: application(t, testimage.EStargz), normal: n.newClient("normal", false), lazy: n.newClient("client", true)}
 	p.ref = n.push("app", p.img)
 	p.normal.pull(p.ref)
