@@ -107,6 +107,10 @@ func TestBlobs(t *testing.T) {
 				t.Errorf("%s served (-want +got):\n%s", name, diff)
 			}
 			want := testregistry.Counts{Total: 2, Blob: 2, BlobBytes: 3_000_005}
+			// The client may have all before the server has counted it.
+			for start := time.Now(); server.Counts() != want && time.Since(start) < 5*time.Second; {
+				time.Sleep(time.Millisecond)
+			}
 			if diff := cmp.Diff(want, server.Counts()); diff != "" {
 				t.Errorf("%s counts (-want +got):\n%s", name, diff)
 			}

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"go.podman.io/image/v5/docker/reference"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast/holdfast/internal/blob"
@@ -34,14 +33,12 @@ import (
 	"github.com/holdfast/holdfast/internal/testregistry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 const (
-	wantFaulty  = 10_000
-	probability = 0.7 // of an answer to be faulty
-	readers     = 4   // of each device
-	timeout     = 10 * time.Minute
-	repository  = "team/app"
+	wantFaulty    = 10_000
+	probability   = 0.7 // of an answer to be faulty
+	deviceReaders = 4   // of each device
+	timeout       = 10 * time.Minute
+	repository    = "team/app"
 )
 
 // layer is what is read, and what it has to be.
@@ -55,7 +52,7 @@ type layer struct {
 // counts is what has happened.
 type counts struct{ passes, reads, failures atomic.Int64 }
 
-// Whatever a registry answers, readers get the right bytes or an error, and the
+// Whatever a registry answers, deviceReaders get the right bytes or an error, and the
 // right bytes in the end: 10,000 answers that are corrupted, truncated, stalled or
 // misranged, and errors on top, over HTTP/1.1 and HTTP/2.
 func TestFaultyResponses(t *testing.T) {
@@ -106,10 +103,10 @@ func TestFaultyResponses(t *testing.T) {
 	}
 }
 
-// pass reads all of a layer whose cache is empty, by several readers, and looks
+// pass reads all of a layer whose cache is empty, by several deviceReaders, and looks
 // at the cache in the end.
 func (did *counts) pass(ctx context.Context, dir string, l layer, sched *device.Scheduler, sources []blob.Source) (err error) {
-	c, err := cache.Open(dir, l.table.DeviceSize(), l.table.Len())
+	c, err := cache.Open(dir, l.table, cache.NewSpace(0, slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}
@@ -122,8 +119,8 @@ func (did *counts) pass(ctx context.Context, dir string, l layer, sched *device.
 	dev.AddSources(sources)
 	var g errgroup.Group
 	n := did.passes.Add(1)
-	for i := range readers {
-		g.Go(func() error { return did.read(ctx, dev, l, uint64(n)*readers+uint64(i)) }) //nolint:gosec // small
+	for i := range deviceReaders {
+		g.Go(func() error { return did.read(ctx, dev, l, uint64(n)*deviceReaders+uint64(i)) }) //nolint:gosec // small
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -150,8 +147,10 @@ func (did *counts) read(ctx context.Context, dev *device.Device, l layer, seed u
 	for _, i := range random.Perm(int((dev.Size() + piece - 1) / piece)) {
 		off := int64(i) * piece
 		want := l.want[off:min(off+piece, dev.Size())]
+		var release func()
 		for {
-			err := dev.Wait(ctx, off, len(want))
+			var err error
+			release, err = dev.Wait(ctx, off, len(want))
 			if ctx.Err() != nil {
 				return fmt.Errorf("not at the end after %s: %w", timeout, err)
 			}
@@ -160,7 +159,9 @@ func (did *counts) read(ctx context.Context, dev *device.Device, l layer, seed u
 			}
 			did.failures.Add(1)
 		}
-		if _, err := dev.ReadAt(got[:len(want)], off); err != nil {
+		_, err := dev.ReadAt(got[:len(want)], off)
+		release()
+		if err != nil {
 			return fmt.Errorf("reading %d bytes at %d: %w", len(want), off, err)
 		}
 		if !bytes.Equal(got[:len(want)], want) {
