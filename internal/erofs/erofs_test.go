@@ -332,3 +332,51 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 }
+
+// TestSameTree: other data makes another image, but not another tree.
+func TestSameTree(t *testing.T) {
+	image := func(change func(*index.Index)) *bytes.Reader {
+		t.Helper()
+		b := index.NewBuilder(1<<20, index.DefaultLimits())
+		err := b.Add(index.Entry{Name: "f", Mode: unix.S_IFREG | 0o644, Size: 10, Chunks: []index.Chunk{{Size: 10, BlobSize: 10}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		idx, err := b.Finish(index.Stream, index.None)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(idx)
+		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close() //nolint:errcheck // it is read by name
+		if err := erofs.Write(f, idx, "layer"); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.NewReader(data)
+	}
+	base := image(func(*index.Index) {})
+	for _, tt := range []struct {
+		name   string
+		change func(*index.Index)
+		want   bool
+	}{
+		{"data", func(i *index.Index) { i.Chunks[0].Digest[0] = 1 }, true},
+		{"mode", func(i *index.Index) { i.Inodes[1].Mode |= unix.S_ISUID }, false},
+		{"size", func(i *index.Index) { i.Inodes[1].Size++ }, false},
+		{"place", func(i *index.Index) { i.Inodes[1].Offset += index.BlockSize; i.DeviceSize += index.BlockSize }, false},
+	} {
+		if same, err := erofs.SameTree(base, image(tt.change)); err != nil || same != tt.want {
+			t.Errorf("%s: %v, %v", tt.name, same, err)
+		}
+	}
+	if same, err := erofs.SameTree(base, bytes.NewReader(nil)); err != nil || same {
+		t.Errorf("nothing: %v, %v", same, err)
+	}
+}

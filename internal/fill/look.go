@@ -36,7 +36,9 @@ func (f *Filler) look(ctx context.Context, l *layer.Layer, src blob.Source) (lay
 	}
 	defer body.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	r := f.polite(ctx, body, filling.Priority)
-	res, err := stream.ReadTree(ctx, r, desc.Size, filling)
+	out := newBehind(filling)
+	res, err := stream.ReadTree(ctx, r, desc.Size, out)
+	err = errors.Join(err, out.close())
 	switch {
 	case errors.Is(err, index.ErrTooLarge):
 		return layer.Verdict{}, err // verified it will never be; but it is what it is

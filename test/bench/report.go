@@ -42,6 +42,7 @@ type report struct {
 		Stat both `json:"stat"`
 	} `json:"local"`
 	Pulls map[string][]pull `json:"pulls"`
+	Fill  fills             `json:"fill"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -98,6 +99,8 @@ func (r *report) judge() []bar {
 	add(len(local.Run.Lazy) > 0, atMost, func() bar { return local.Run.atMost("warm run, against the normally pulled image") })
 	add(len(local.Read.Lazy) > 0, atMost, func() bar { return local.Read.atMost("warm read of all files, against it") })
 	add(len(local.Stat.Lazy) > 0, atLeast, local.Stat.statBar)
+	add(len(r.Fill.Complete) > 0, atMost, r.completeBar)
+	add(len(r.Fill.On) > 0, atMost, r.readyFilledBar)
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
 	for _, hook := range []struct{ name, what string }{
 		{"excluded", "an excluded pull, hook and daemon up, takes longer by"},
