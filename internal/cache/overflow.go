@@ -39,7 +39,7 @@ func (o *overflow) take(size int64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for e := o.used.Back(); e != nil && o.bytes+size > o.max; {
-		b := e.Value.(*buffer) //nolint:errcheck // nothing else is in the list
+		b := e.Value.(*buffer)
 		e = e.Prev()
 		b.file.mu.Lock()
 		if !b.file.isHeld(b.chunk) {

@@ -50,7 +50,7 @@ func (b *behind) run() {
 
 // WriteAt has p written, or returns the error of an earlier write.
 func (b *behind) WriteAt(p []byte, off int64) (int, error) {
-	buf := b.spare.Get().(*[]byte) //nolint:errcheck // nothing else is in it
+	buf := b.spare.Get().(*[]byte)
 	*buf = append((*buf)[:0], p...)
 	select {
 	case b.pieces <- piece{buf, off}:

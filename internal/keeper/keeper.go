@@ -160,21 +160,19 @@ func (k *keeper) close() error {
 
 // loop runs one worker after the other.
 func (k *keeper) loop(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		w, err := k.start(k.program)
-		if err != nil {
-			return err // not the worker's fault: the machine is out of something
-		}
-		if w = k.attend(ctx, w); w != nil { // ctx has ended
+		if err != nil { // the machine is out of something
+			k.deaths++
+			k.Logger.Error("no worker", "err", err)
+		} else if w = k.attend(ctx, w); w != nil { // ctx has ended
 			return w.end(w.terminate, stopTimeout)
 		}
 		if err := k.recover(ctx); err != nil {
 			return err
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return nil
 }
 
 // attend returns the worker if it outlives ctx, and nil when it has died.

@@ -3,6 +3,7 @@
 package soak
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -118,12 +119,13 @@ func (s *stand) checkMemory(peak int64) {
 // goroutines asks the worker, when it has come to rest, how many it has.
 func (s *stand) goroutines() int {
 	s.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
-		return net.Dial("unix", filepath.Join(s.daemon.RunRoot(), "holdfast.sock")) //nolint:noctx // a test
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(s.daemon.RunRoot(), "holdfast.sock"))
 	}}}
 	n := 0
 	for range 100 {
-		res, err := client.Get("http://holdfast/metrics") //nolint:noctx // a test
+		res, err := client.Get("http://holdfast/metrics")
 		s.must(err)
 		body, err := io.ReadAll(res.Body)
 		s.must(err)
