@@ -109,6 +109,13 @@ func (s *Space) Run(ctx context.Context) error {
 	}
 }
 
+// Reserve takes n bytes for something that is not a [File] yet, evicting what it
+// must, and reports whether it could. [Space.Release] gives them back.
+func (s *Space) Reserve(ctx context.Context, n int64) (bool, error) { return s.reserve(ctx, n) }
+
+// Release gives back what was reserved.
+func (s *Space) Release(n int64) { s.give(n) }
+
 // reserve takes n bytes, evicting what it must, and reports whether it could.
 func (s *Space) reserve(ctx context.Context, n int64) (bool, error) {
 	for {

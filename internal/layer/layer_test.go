@@ -22,6 +22,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/blobtest"
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/estargz"
@@ -456,5 +457,38 @@ func TestRemoveWhileInUse(t *testing.T) {
 	p := make([]byte, 300_000)
 	if _, err := f.ReadAt(p, 0); err != nil || !bytes.Equal(p, testimage.Bytes(300_000, 1)) {
 		t.Errorf("reading a file that was open: %v", err)
+	}
+}
+
+// TestStageWithinTheLimit: a layer that comes whole takes its space as it comes.
+func TestStageWithinTheLimit(t *testing.T) {
+	const limit = 1 << 20
+	space := cache.NewSpace(limit, slog.New(slog.DiscardHandler))
+	set, err := layer.NewSet(layer.Config{
+		Root: filepath.Join(t.TempDir(), "layers"), Mounts: filepath.Join(t.TempDir(), "mounts"),
+		Space: space, Scheduler: device.NewScheduler(1), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := set.Stage(digest.FromString("large"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 100_000)
+	written := 0
+	for err == nil {
+		var n int
+		n, err = st.WriteAt(p, int64(written))
+		written += n
+	}
+	if !errors.Is(err, layer.ErrNoRoom) || written < limit-len(p)-4096 || written > limit {
+		t.Errorf("wrote %d bytes, %v", written, err)
+	}
+	if used := space.Stats().Used; used < int64(written) || used > limit {
+		t.Errorf("%d bytes are taken for %d", used, written)
+	}
+	if err := st.Abort(); err != nil || space.Stats().Used != 0 {
+		t.Errorf("after the end %d bytes are taken (%v)", space.Stats().Used, err)
 	}
 }

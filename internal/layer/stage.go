@@ -20,10 +20,15 @@ import (
 
 // Stage is a layer on its way into a [Set]. It must be ended with Commit or Abort.
 type Stage struct {
-	set  *Set
-	dir  string
-	data *os.File
+	set      *Set
+	dir      string
+	data     *os.File
+	end      int64 // of what has been written, rounded up to blocks
+	reserved int64 // bytes of the set's space
 }
+
+// ErrNoRoom means that a layer cannot be stored within the limit of the cache.
+var ErrNoRoom = errors.New("no room for the layer within cache_limit")
 
 // Stage begins to add a layer. Two stages of one layer may exist; the first one
 // to be committed wins.
@@ -42,8 +47,31 @@ func (s *Set) Stage(d digest.Digest) (*Stage, error) {
 	return st, nil
 }
 
-// WriteAt writes data of the layer's device that has come with its index.
-func (st *Stage) WriteAt(p []byte, off int64) (int, error) { return st.data.WriteAt(p, off) }
+// WriteAt writes data of the layer's device that has come with its index, in
+// ascending order. Without room for it within the limit of the cache it fails with
+// [ErrNoRoom].
+func (st *Stage) WriteAt(p []byte, off int64) (int, error) {
+	start := max(st.end, off/index.BlockSize*index.BlockSize)
+	end := (off + int64(len(p)) + index.BlockSize - 1) / index.BlockSize * index.BlockSize
+	if n := end - start; n > 0 {
+		// What it may have to wait for, an eviction, ends by itself.
+		ok, err := st.set.space.Reserve(context.Background(), n)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 0, ErrNoRoom
+		}
+		st.end, st.reserved = end, st.reserved+n
+	}
+	return st.data.WriteAt(p, off)
+}
+
+// release gives back the space; the layer's cache counts its own.
+func (st *Stage) release() {
+	st.set.space.Release(st.reserved)
+	st.reserved = 0
+}
 
 // Abort throws the stage away. After Commit it does nothing.
 func (st *Stage) Abort() error {
@@ -56,6 +84,7 @@ func (st *Stage) Abort() error {
 	}
 	err = errors.Join(err, os.RemoveAll(st.dir))
 	st.dir = ""
+	st.release()
 	return err
 }
 
@@ -77,6 +106,7 @@ func (st *Stage) Commit(ctx context.Context, m Meta, idx *index.Index, complete 
 	if err := st.moveIn(m.Digest); err != nil {
 		return nil, fmt.Errorf("adding layer %s: %w", m.Digest, err)
 	}
+	st.release()
 	l, err := st.set.add(ctx, m.Digest)
 	if err != nil {
 		// Nothing refers to it yet.
