@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -52,7 +53,7 @@ worker does not get ready, the old program goes on.
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if replace {
-				return g.replaceWorker(cmd.Context())
+				return g.replaceWorker(cmd.Context(), cmd.OutOrStdout())
 			}
 			return g.serve(cmd.Context())
 		},
@@ -99,7 +100,8 @@ func (g *globals) serve(ctx context.Context) error {
 	}, func() { tellSystemd("READY=1", log) })
 }
 
-func (g *globals) replaceWorker(ctx context.Context) error {
+// replaceWorker asks the keeper for a worker of this program.
+func (g *globals) replaceWorker(ctx context.Context, out io.Writer) error {
 	cfg, err := config.Load(g.config)
 	if err != nil {
 		return err
@@ -108,11 +110,17 @@ func (g *globals) replaceWorker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("finding our own program: %w", err)
 	}
-	err = keeper.Replace(ctx, cfg.KeeperSocketPath(), program)
-	if errors.Is(err, keeper.ErrNotRunning) {
-		err = fmt.Errorf("%w: %w", control.ErrNotRunning, err)
+	if err := keeper.Replace(ctx, cfg.KeeperSocketPath(), program); err != nil {
+		return err
 	}
-	return err
+	info, err := control.NewClient(cfg.SocketPath()).Info(ctx)
+	if err != nil {
+		return err
+	}
+	return g.print(out, info, func() error {
+		_, err := fmt.Fprintf(out, "replaced the worker: version %s runs, process %d\n", info.Version, info.PID)
+		return err
+	})
 }
 
 // newWorkerCommand is what the keeper runs; it is of no use to anybody else.

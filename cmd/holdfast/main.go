@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
 
@@ -56,7 +57,7 @@ func exitCode(err error) int {
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.Is(err, control.ErrNotRunning):
+	case errors.Is(err, control.ErrNotRunning), errors.Is(err, keeper.ErrNotRunning):
 		fmt.Fprintln(os.Stderr, "Start it with `systemctl start holdfast`, or `holdfast serve`.")
 		return exitNotRunning
 	case errors.Is(err, prepare.ErrUnknown):
