@@ -48,7 +48,8 @@ var levels = map[string]int{
 // testOnly are the packages that only tests, the demo and the bench may import.
 func testOnly(path string) bool {
 	switch path {
-	case "internal/blob/blobtest", "internal/index/indextest", "internal/layer/layertest", "internal/repotest",
+	case "internal/blob/blobtest", "internal/index/indextest", "internal/killtest",
+		"internal/layer/layertest", "internal/repotest",
 		"internal/shape", "internal/testimage", "internal/testregistry":
 		return true
 	}

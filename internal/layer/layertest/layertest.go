@@ -44,12 +44,19 @@ func (e *Exporter) Export(d digest.Digest, dev *device.Device) (string, error) {
 // Withdraw ends it.
 func (e *Exporter) Withdraw(d digest.Digest) { e.server.Remove(d) }
 
-// Start mounts a FUSE directory below dir and finds out how to mount layers. At
-// the end of the test all is undone; close what uses it before, by a later
-// t.Cleanup.
+// Start mounts a FUSE directory below dir, serves it, and finds out how to mount
+// layers. At the end of the test all is undone; close what uses it before, by a
+// later t.Cleanup.
 func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
 	t.Helper()
-	devices := filepath.Join(dir, "devices")
+	return Serve(t, Hold(t, dir), dir)
+}
+
+// Hold mounts a FUSE directory below dir for [Serve], until the end of the test.
+// It outlives those who serve it.
+func Hold(t testing.TB, dir string) *fusedev.Held {
+	t.Helper()
+	devices := filepath.Join(dir, devicesName)
 	if err := os.MkdirAll(devices, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -57,17 +64,51 @@ func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	held, err := conn.Hold()
+	if err != nil {
+		t.Fatal(err)
+	}
 	// A process that waits for its own answer could not even be killed.
-	watchdog := time.AfterFunc(2*time.Minute, func() { _ = conn.Close() })
+	watchdog := time.AfterFunc(2*time.Minute, func() { _ = held.Unmount() })
+	t.Cleanup(func() {
+		watchdog.Stop()
+		if err := errors.Join(held.Unmount(), held.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return held
+}
+
+// Serve serves what [Hold] has mounted below dir, from where another process may
+// have left it, until the end of the test.
+func Serve(t testing.TB, held *fusedev.Held, dir string) (*mount.Mounter, *Exporter) {
+	t.Helper()
+	f, err := held.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ServeFile(t, f, dir)
+}
+
+// ServeFile is [Serve] with the descriptor that another process holds, which it
+// takes over.
+func ServeFile(t testing.TB, f *os.File, dir string) (*mount.Mounter, *Exporter) {
+	t.Helper()
+	conn, err := fusedev.Adopt(f, filepath.Join(dir, devicesName))
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := slog.New(slog.DiscardHandler)
 	server := fusedev.New(conn, log)
+	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
+		t.Fatal(err)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		watchdog.Stop()
-		if err := errors.Join(<-done, conn.Unmount(), conn.Close()); err != nil {
+		if err := errors.Join(<-done, conn.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -83,6 +124,9 @@ func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
 	}
 	return m, &Exporter{server}
 }
+
+// devicesName is the FUSE directory.
+const devicesName = "devices"
 
 type zeros struct{}
 
