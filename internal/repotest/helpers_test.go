@@ -79,6 +79,9 @@ func files(t *testing.T, patterns ...string) []string {
 		}
 		switch rel {
 		case ".git", "bin", ".demo", ".bench":
+			if !d.IsDir() {
+				return nil // .git in a worktree
+			}
 			return fs.SkipDir
 		}
 		for _, p := range patterns {
