@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Write replaces the file with data and makes it durable.
@@ -32,9 +33,9 @@ func WriteJSON(name string, v any, mode fs.FileMode) error {
 }
 
 // Create replaces the file with what fill writes. If fill or the disk fails,
-// the old file stays.
+// the old file stays. What is left if the process is killed, [Clean] removes.
 func Create(name string, mode fs.FileMode, fill func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*"+suffix)
 	if err != nil {
 		return fmt.Errorf("replacing %s: %w", name, err)
 	}
@@ -57,6 +58,27 @@ func Create(name string, mode fs.FileMode, fill func(*os.File) error) (err error
 	}
 	_ = f.Close() // it is synced; there is nothing left to fail
 	return SyncDir(filepath.Dir(name))
+}
+
+// suffix ends the names of files that are not complete; they begin with a dot.
+const suffix = ".tmp"
+
+// Clean removes from dir what processes that were killed while they replaced a
+// file have left. Nobody may be replacing one meanwhile.
+func Clean(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("cleaning %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), suffix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("cleaning %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // SyncDir makes names in a directory durable.

@@ -36,6 +36,30 @@ func TestWrite(t *testing.T) {
 	alone(t, name)
 }
 
+func TestClean(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "file")
+	err := atomicfile.Create(name, 0o600, func(f *os.File) error {
+		// As if the process was killed now: what it has is left under its name.
+		return os.Link(f.Name(), strings.TrimSuffix(f.Name(), ".tmp")+"0.tmp")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Fatalf("the directory holds %v, error %v", entries, err)
+	}
+	for range 2 {
+		if err := atomicfile.Clean(dir); err != nil {
+			t.Fatal(err)
+		}
+		alone(t, name)
+	}
+	if err := atomicfile.Clean(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+}
+
 // alone checks that a directory holds one file.
 func alone(t *testing.T, name string) {
 	t.Helper()

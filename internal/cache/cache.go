@@ -84,9 +84,13 @@ type File struct {
 }
 
 // Open opens or creates the cache in dir of the device that the table describes,
-// which is not closed before the cache. A map that is missing, damaged or of
+// which is not closed before the cache. Nobody replaces a file in dir meanwhile:
+// what one who was killed at it left there goes. A map that is missing, damaged or of
 // another shape counts as empty.
 func Open(dir string, table *index.Table, space *Space) (*File, error) {
+	if err := atomicfile.Clean(dir); err != nil {
+		return nil, fmt.Errorf("opening cache: %w", err)
+	}
 	data, err := os.OpenFile(filepath.Join(dir, DataName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening cache: %w", err)

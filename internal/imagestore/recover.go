@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/atomicfile"
 )
 
 // Recover puts right what a reboot or a crash left: directories without a record
@@ -31,6 +33,11 @@ func (s *Store) Recover(ctx context.Context, mountDirectory func(blob digest.Dig
 		var ok bool
 		if l.MountDirectory, ok = mountDirectory(l.BlobDigest); ok && layerID.MatchString(l.ID) {
 			byID[l.ID] = l
+		}
+	}
+	for _, dir := range []string{layersDir, imagesDir} {
+		if err := atomicfile.Clean(s.path(dir)); err != nil {
+			return nil, err
 		}
 	}
 	if err := s.dropStrays(layers); err != nil {

@@ -58,6 +58,9 @@ func openImages(dir string) (*images, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating image directory: %w", err)
 	}
+	if err := atomicfile.Clean(dir); err != nil {
+		return nil, err
+	}
 	return &images{dir}, nil
 }
 
