@@ -92,7 +92,7 @@ func Operation(t *testing.T, begin func(Inherited) func() error) {
 
 // Kill runs the operation in another process and returns when it has been killed.
 // It may be called once a round.
-type Kill func(args []string, files ...*os.File)
+type Kill func(t *testing.T, args []string, files ...*os.File)
 
 // EachStep calls round for each step of the operation, and once more with a kill
 // after the last step. It fails if the operation has none.
@@ -104,7 +104,7 @@ func EachStep(t *testing.T, round func(t *testing.T, kill Kill)) {
 			t.Fatalf("the operation has not ended after %d steps", maxSteps)
 		}
 		ok := t.Run(fmt.Sprint(n), func(t *testing.T) {
-			round(t, func(args []string, files ...*os.File) {
+			round(t, func(t *testing.T, args []string, files ...*os.File) {
 				t.Helper()
 				step, err := killAt(n, name, args, files)
 				if err != nil {

@@ -43,7 +43,7 @@ func TestEachStep(t *testing.T) {
 	var got []string
 	killtest.EachStep(t, func(t *testing.T, kill killtest.Kill) {
 		dir := t.TempDir()
-		kill([]string{dir}, file)
+		kill(t, []string{dir}, file)
 		got = append(got, list(t, dir))
 	})
 	want := []string{"", "", "a:", "a:text", "a:text b", "b b/c:text"}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	goerofs "github.com/erofs/go-erofs"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/index"
@@ -40,11 +41,11 @@ func (l *Layer) compareTree(idx *index.Index) (err error) {
 		root := &idx.Inodes[0]
 		root.Mode, root.UID, root.GID = l.Root.Mode, l.Root.UID, l.Root.GID
 	}
-	f, err := os.CreateTemp(l.dir, "compare-")
+	f, err := os.OpenFile(l.dir, os.O_RDWR|unix.O_TMPFILE, 0o600) // without a name: nothing to clean up
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	defer func() { err = errors.Join(err, f.Close()) }()
 	have, err := os.Open(filepath.Join(l.dir, imageName))
 	if err != nil {
 		return err
