@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/storage/pkg/reexec"
 	"go.uber.org/goleak"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
@@ -28,12 +29,18 @@ import (
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/layer/layertest"
+	"github.com/holdfast/holdfast/internal/mount"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/internal/testregistry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if reexec.Init() { // of containers/storage
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // node is a machine that prepares images: all of the daemon but its socket.
 type node struct {
@@ -44,6 +51,8 @@ type node struct {
 	log    *logs
 	policy prepare.Policy
 	memory *os.File // of credentials, from one start to the next; may be nil
+	// serve serves devices at a start; nil: a FUSE mount of its own.
+	serve func(t *testing.T) (*mount.Mounter, *layertest.Exporter)
 
 	stop func()
 }
@@ -68,6 +77,14 @@ func (l *logs) String() string {
 
 func newNode(t *testing.T, policy prepare.Policy, servers ...*testregistry.Server) *node {
 	t.Helper()
+	n := makeNode(t, policy, servers...)
+	n.start(t)
+	return n
+}
+
+// makeNode is a node that has not been started.
+func makeNode(t *testing.T, policy prepare.Policy, servers ...*testregistry.Server) *node {
+	t.Helper()
 	if policy.StallTimeout == 0 {
 		policy.StallTimeout = 20 * time.Second
 	}
@@ -79,7 +96,6 @@ func newNode(t *testing.T, policy prepare.Policy, servers ...*testregistry.Serve
 	}
 	write(t, filepath.Join(n.dir, "registries.conf"), conf)
 	t.Cleanup(func() { layertest.UnmountAll(t, n.dir) }) // of records that are in use
-	n.start(t)
 	return n
 }
 
@@ -108,7 +124,11 @@ func bareNode(t *testing.T, grace time.Duration) *node {
 // start brings the node up as a start of the daemon does.
 func (n *node) start(t *testing.T) {
 	t.Helper()
-	mounter, exporter := layertest.Start(t, n.dir)
+	serve := n.serve
+	if serve == nil {
+		serve = func(t *testing.T) (*mount.Mounter, *layertest.Exporter) { return layertest.Start(t, n.dir) }
+	}
+	mounter, exporter := serve(t)
 	log := slog.New(slog.NewTextHandler(n.log, nil))
 	var err error
 	n.layers, err = layer.NewSet(layer.Config{
