@@ -106,7 +106,7 @@ func EachStep(t *testing.T, round func(t *testing.T, kill Kill)) {
 		ok := t.Run(fmt.Sprint(n), func(t *testing.T) {
 			round(t, func(t *testing.T, args []string, files ...*os.File) {
 				t.Helper()
-				step, err := killAt(n, name, args, files)
+				step, err := killAt(n, name, t.TempDir(), args, files)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -126,8 +126,8 @@ func EachStep(t *testing.T, round func(t *testing.T, kill Kill)) {
 }
 
 // killAt kills the operation of a test before its n-th step, and says what that
-// would have been: "" if there is none.
-func killAt(n int, test string, args []string, files []*os.File) (step string, err error) {
+// would have been: "" if there is none. Its temporary files go to scratch.
+func killAt(n int, test, scratch string, args []string, files []*os.File) (step string, err error) {
 	value, err := json.Marshal(bequest{args, len(files)})
 	if err != nil {
 		return "", fmt.Errorf("encoding arguments: %w", err)
@@ -144,7 +144,7 @@ func killAt(n int, test string, args []string, files []*os.File) (step string, e
 	defer link.Close() //nolint:errcheck // all has been said
 	var output bytes.Buffer
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+test+"$") //nolint:noctx // it is killed below
-	cmd.Env = append(os.Environ(), variable+"="+string(value))
+	cmd.Env = append(os.Environ(), variable+"="+string(value), "TMPDIR="+scratch)
 	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

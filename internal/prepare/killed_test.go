@@ -101,8 +101,8 @@ func (d *doomed) boot(t *testing.T, from string) {
 	copyDisk(t, from, d.dir)
 }
 
-// begin is how the process that is killed comes up.
-func begin(t *testing.T, in killtest.Inherited, do func(n *node) error) func() error {
+// doomedProcess is how the process that is killed comes up.
+func doomedProcess(t *testing.T, in killtest.Inherited) *node {
 	t.Helper()
 	n := &node{dir: in.Args[0], log: &logs{}, policy: trusting()}
 	n.policy.StallTimeout, n.policy.RuntimeRoots = 20*time.Second, []string{filepath.Join(n.dir, "runtime")}
@@ -113,7 +113,7 @@ func begin(t *testing.T, in killtest.Inherited, do func(n *node) error) func() e
 	if err := n.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return func() error { return do(n) }
+	return n
 }
 
 // killAtEachStep kills an operation at each of its steps. Then the node is
@@ -198,10 +198,11 @@ func (d *doomed) has(t *testing.T, want ...digest.Digest) {
 
 func TestKilledPublish(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		return begin(t, in, func(n *node) error {
+		n := doomedProcess(t, in)
+		return func() error {
 			_, err := n.try(t.Context(), t, in.Args[1])
 			return err
-		})
+		}
 	})
 	t.Parallel()
 	d := newDoomed(t)
@@ -218,7 +219,8 @@ func TestKilledPublish(t *testing.T) {
 
 func TestKilledRemove(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		return begin(t, in, func(n *node) error { return n.Remove(t.Context(), in.Args[1]) })
+		n := doomedProcess(t, in)
+		return func() error { return n.Remove(t.Context(), in.Args[1]) }
 	})
 	t.Parallel()
 	d := newDoomed(t)
@@ -237,23 +239,25 @@ func TestKilledRemove(t *testing.T) {
 
 func TestKilledCollection(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		return begin(t, in, func(n *node) error {
+		n := doomedProcess(t, in)
+		// An image that is gone has left its records and its layer.
+		if err := os.Remove(filepath.Join(n.dir, "images", in.Args[1])); err != nil {
+			t.Fatal(err)
+		}
+		return func() error {
 			_, err := n.Collect(t.Context(), 0, false)
 			return err
-		})
+		}
 	})
 	t.Parallel()
 	d := newDoomed(t)
+	var lost *prepare.Result
 	d.before(t, func(t *testing.T) {
-		ref := d.other(t)
-		d.age(t, d.prepare(t, ref), time.Hour)
-		// An image that is gone has left its layer.
-		lost := d.prepare(t, push(t, d.server, "lost", d.layer(t, 4, testimage.EStargz)))
-		if err := os.Remove(filepath.Join(d.dir, "images", lost.Digest.Encoded()+".json")); err != nil {
-			t.Fatal(err)
-		}
+		d.age(t, d.prepare(t, d.other(t)), time.Hour)
+		lost = d.prepare(t, push(t, d.server, "lost", d.layer(t, 4, testimage.EStargz)))
+		d.compare(t, lost.Layers[0], tree(4)) // local, since nobody will know its source
 	})
-	d.killAtEachStep(t, "", func(t *testing.T) {
+	d.killAtEachStep(t, lost.Digest.Encoded()+".json", func(t *testing.T) {
 		d.collect(t, 0, false)
 		d.has(t, d.kept.Digest)
 	})
@@ -280,7 +284,8 @@ func (n *node) fillAll(ctx context.Context) error {
 
 func TestKilledFill(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		return begin(t, in, func(n *node) error { return n.fillAll(t.Context()) })
+		n := doomedProcess(t, in)
+		return func() error { return n.fillAll(t.Context()) }
 	})
 	t.Parallel()
 	d := newDoomed(t)
