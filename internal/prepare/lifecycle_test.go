@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/internal/testregistry"
@@ -199,6 +200,27 @@ func TestRestoreWithoutALayer(t *testing.T) {
 	}
 	n.compare(t, res.Layers[0], tree(1))
 	n.compare(t, res.Layers[1], tree(2))
+}
+
+// A kill right after the verdict: the next start takes the layer out of sight.
+func TestRestoreHidesWhatIsInQuarantine(t *testing.T) {
+	s := start(t, testregistry.Options{})
+	n := newNode(t, trusting(), s)
+	res := n.prepare(t, push(t, s, "app", convert(t, tree(1), testimage.EStargz), convert(t, tree(2), testimage.EStargz)))
+	n.refer(t, res.Layers[1].ChainID)
+	l, ok := n.layers.Get(res.Layers[1].Digest)
+	if !ok {
+		t.Fatal("the layer is gone")
+	}
+	if err := l.SetVerdict(layer.Verdict{Quarantined: "for a test"}); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	r := n.records(t)
+	if base, top := r[res.Layers[0].ChainID], r[res.Layers[1].ChainID]; base.ID == "" || base.Hidden || top.ID == "" || !top.Hidden {
+		t.Errorf("records %+v", r)
+	}
+	n.compare(t, res.Layers[0], tree(1))
 }
 
 func TestPrepareEndsWithItsContext(t *testing.T) {

@@ -45,6 +45,15 @@ func (p *Preparer) Restore(ctx context.Context) error {
 	for _, id := range broken {
 		p.log.Error("record cannot be restored", "layer", id)
 	}
+	for _, l := range p.layers.All() {
+		if l.Verdict().Err() == nil {
+			continue
+		}
+		// A kill may have come between the verdict and this.
+		if err := p.store.Hide(ctx, l.Digest); err != nil {
+			return fmt.Errorf("hiding layer %s: %w", l.Digest, err)
+		}
+	}
 	all, err := p.images.all()
 	if err != nil {
 		return err
