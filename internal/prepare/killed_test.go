@@ -36,10 +36,10 @@ type doomed struct {
 	saved  string                   // a copy of the disk before the operation
 }
 
-func newDoomed(t *testing.T) *doomed {
+func newDoomed(t *testing.T, policy prepare.Policy) *doomed {
 	t.Helper()
 	s := start(t, testregistry.Options{})
-	return &doomed{node: makeNode(t, trusting(), s), server: s, trees: map[digest.Digest][]byte{}, saved: t.TempDir()}
+	return &doomed{node: makeNode(t, policy, s), server: s, trees: map[digest.Digest][]byte{}, saved: t.TempDir()}
 }
 
 // before does what comes before the operation.
@@ -102,9 +102,9 @@ func (d *doomed) boot(t *testing.T, from string) {
 }
 
 // doomedProcess is how the process that is killed comes up.
-func doomedProcess(t *testing.T, in killtest.Inherited) *node {
+func doomedProcess(t *testing.T, in killtest.Inherited, policy prepare.Policy) *node {
 	t.Helper()
-	n := &node{dir: in.Args[0], log: &logs{}, policy: trusting()}
+	n := &node{dir: in.Args[0], log: &logs{}, policy: policy}
 	n.policy.StallTimeout, n.policy.RuntimeRoots = 20*time.Second, []string{filepath.Join(n.dir, "runtime")}
 	n.serve = func(t *testing.T) (*mount.Mounter, *layertest.Exporter) {
 		return layertest.ServeFile(t, in.Files[0], n.dir)
@@ -196,16 +196,21 @@ func (d *doomed) has(t *testing.T, want ...digest.Digest) {
 	}
 }
 
-func TestKilledPublish(t *testing.T) {
+func TestKilledPublish(t *testing.T) { killPublish(t, trusting()) }
+
+// Layers that are verified first are complete: their files are the devices.
+func TestKilledVerifiedPublish(t *testing.T) { killPublish(t, prepare.Policy{}) }
+
+func killPublish(t *testing.T, policy prepare.Policy) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		n := doomedProcess(t, in)
+		n := doomedProcess(t, in, policy)
 		return func() error {
 			_, err := n.try(t.Context(), t, in.Args[1])
 			return err
 		}
 	})
 	t.Parallel()
-	d := newDoomed(t)
+	d := newDoomed(t, policy)
 	var ref string
 	d.before(t, func(t *testing.T) { ref = d.other(t) })
 	d.killAtEachStep(t, ref, func(t *testing.T) {
@@ -219,11 +224,11 @@ func TestKilledPublish(t *testing.T) {
 
 func TestKilledRemove(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		n := doomedProcess(t, in)
+		n := doomedProcess(t, in, trusting())
 		return func() error { return n.Remove(t.Context(), in.Args[1]) }
 	})
 	t.Parallel()
-	d := newDoomed(t)
+	d := newDoomed(t, trusting())
 	var ref string
 	d.before(t, func(t *testing.T) {
 		ref = d.other(t)
@@ -239,7 +244,7 @@ func TestKilledRemove(t *testing.T) {
 
 func TestKilledCollection(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		n := doomedProcess(t, in)
+		n := doomedProcess(t, in, trusting())
 		// An image that is gone has left its records and its layer.
 		if err := os.Remove(filepath.Join(n.dir, "images", in.Args[1])); err != nil {
 			t.Fatal(err)
@@ -250,7 +255,7 @@ func TestKilledCollection(t *testing.T) {
 		}
 	})
 	t.Parallel()
-	d := newDoomed(t)
+	d := newDoomed(t, trusting())
 	var lost *prepare.Result
 	d.before(t, func(t *testing.T) {
 		d.age(t, d.prepare(t, d.other(t)), time.Hour)
@@ -284,11 +289,11 @@ func (n *node) fillAll(ctx context.Context) error {
 
 func TestKilledFill(t *testing.T) {
 	killtest.Operation(t, func(in killtest.Inherited) func() error {
-		n := doomedProcess(t, in)
+		n := doomedProcess(t, in, trusting())
 		return func() error { return n.fillAll(t.Context()) }
 	})
 	t.Parallel()
-	d := newDoomed(t)
+	d := newDoomed(t, trusting())
 	d.before(t, func(*testing.T) {})
 	d.killAtEachStep(t, "", func(t *testing.T) {
 		if err := d.fillAll(t.Context()); err != nil {
