@@ -51,8 +51,9 @@ type node struct {
 	log    *logs
 	policy prepare.Policy
 	memory *os.File // of credentials, from one start to the next; may be nil
-	// serve serves devices at a start; nil: a FUSE mount of its own.
-	serve func(t *testing.T) (*mount.Mounter, *layertest.Exporter)
+	// serve serves devices at a start; nil: in a FUSE mount of its own.
+	serve   func(t *testing.T) *layertest.Exporter
+	mounter *mount.Mounter // found at the first start
 
 	stop func()
 }
@@ -126,9 +127,12 @@ func (n *node) start(t *testing.T) {
 	t.Helper()
 	serve := n.serve
 	if serve == nil {
-		serve = func(t *testing.T) (*mount.Mounter, *layertest.Exporter) { return layertest.Start(t, n.dir) }
+		serve = func(t *testing.T) *layertest.Exporter { return layertest.Serve(t, layertest.Hold(t, n.dir), n.dir) }
 	}
-	mounter, exporter := serve(t)
+	exporter := serve(t)
+	if n.mounter == nil {
+		n.mounter = exporter.Probe(t, n.dir)
+	}
 	log := slog.New(slog.NewTextHandler(n.log, nil))
 	var err error
 	n.layers, err = layer.NewSet(layer.Config{
@@ -138,7 +142,7 @@ func (n *node) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(n.layers.Open(t.Context()), n.layers.Export(), n.layers.Mount(t.Context(), mounter)); err != nil {
+	if err := errors.Join(n.layers.Open(t.Context()), n.layers.Export(), n.layers.Mount(t.Context(), n.mounter)); err != nil {
 		t.Fatal(err)
 	}
 	if n.store, err = imagestore.Create(filepath.Join(n.dir, "store"), filepath.Join(n.dir, "records")); err != nil {
@@ -353,10 +357,13 @@ func actions(res *prepare.Result) string {
 	return strings.Join(all, ", ")
 }
 
+// runtimeImages is a runtime's list of images, in its store.
+const runtimeImages = "overlay-images/images.json"
+
 // refer makes the runtime's own store refer to a layer, as an image does.
 func (n *node) refer(t *testing.T, id string) {
 	t.Helper()
-	write(t, filepath.Join(n.policy.RuntimeRoots[0], "overlay-images", "images.json"),
+	write(t, filepath.Join(n.policy.RuntimeRoots[0], runtimeImages),
 		fmt.Sprintf(`[{"id":"x","layer":%q}]`, id))
 }
 

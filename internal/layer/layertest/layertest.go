@@ -49,7 +49,8 @@ func (e *Exporter) Withdraw(d digest.Digest) { e.server.Remove(d) }
 // later t.Cleanup.
 func Start(t testing.TB, dir string) (*mount.Mounter, *Exporter) {
 	t.Helper()
-	return Serve(t, Hold(t, dir), dir)
+	e := Serve(t, Hold(t, dir), dir)
+	return e.Probe(t, dir), e
 }
 
 // Hold mounts a FUSE directory below dir for [Serve], until the end of the test.
@@ -81,7 +82,7 @@ func Hold(t testing.TB, dir string) *fusedev.Held {
 
 // Serve serves what [Hold] has mounted below dir, from where another process may
 // have left it, until the end of the test.
-func Serve(t testing.TB, held *fusedev.Held, dir string) (*mount.Mounter, *Exporter) {
+func Serve(t testing.TB, held *fusedev.Held, dir string) *Exporter {
 	t.Helper()
 	f, err := held.File()
 	if err != nil {
@@ -92,14 +93,13 @@ func Serve(t testing.TB, held *fusedev.Held, dir string) (*mount.Mounter, *Expor
 
 // ServeFile is [Serve] with the descriptor that another process holds, which it
 // takes over.
-func ServeFile(t testing.TB, f *os.File, dir string) (*mount.Mounter, *Exporter) {
+func ServeFile(t testing.TB, f *os.File, dir string) *Exporter {
 	t.Helper()
 	conn, err := fusedev.Adopt(f, filepath.Join(dir, devicesName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.DiscardHandler)
-	server := fusedev.New(conn, log)
+	server := fusedev.New(conn, slog.New(slog.DiscardHandler))
 	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
 		t.Fatal(err)
 	}
@@ -113,16 +113,22 @@ func ServeFile(t testing.TB, f *os.File, dir string) (*mount.Mounter, *Exporter)
 		}
 	})
 	server.Ready()
+	return &Exporter{server}
+}
+
+// Probe finds out how layers below dir are mounted on this machine.
+func (e *Exporter) Probe(t testing.TB, dir string) *mount.Mounter {
+	t.Helper()
 	name := digest.FromString("probe")
-	if err := server.Add(name, zeros{}); err != nil {
+	if err := e.server.Add(name, zeros{}); err != nil {
 		t.Fatal(err)
 	}
-	defer server.Remove(name)
-	m, err := mount.Probe(ctx, dir, server.Path(name), log)
+	defer e.server.Remove(name)
+	m, err := mount.Probe(context.Background(), dir, e.server.Path(name), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m, &Exporter{server}
+	return m
 }
 
 // devicesName is the FUSE directory.
