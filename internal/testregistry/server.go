@@ -53,6 +53,9 @@ const (
 // over HTTP.
 type Options struct {
 	Manner Manner
+	// Address is where the registry listens, host:port; "" is a free port of
+	// 127.0.0.1. With the one of a server that was closed, the registry is back.
+	Address string
 	// TLS serves over HTTPS, and so HTTP/2, with a certificate for 127.0.0.1,
 	// ::1 and localhost that Server.CA verifies.
 	TLS bool
@@ -96,7 +99,8 @@ type Server struct {
 	err     error
 }
 
-// Start starts a registry on free ports of 127.0.0.1. The caller closes it.
+// Start starts a registry, whose other addresses are free ports of 127.0.0.1. The
+// caller closes it.
 // Redirects and the token service of DockerHub name "localhost", which has to
 // resolve to that address.
 func Start(opts Options) (*Server, error) {
@@ -115,19 +119,19 @@ func Start(opts Options) (*Server, error) {
 		tlsConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}}
 	}
 	var err error
-	listen := func(handler http.HandlerFunc) (host string) {
+	listen := func(address string, handler http.HandlerFunc) (host string) {
 		if err == nil {
-			host, err = s.serve(tlsConfig, s.observe(handler))
+			host, err = s.serve(address, tlsConfig, s.observe(handler))
 		}
 		return host
 	}
-	s.registry = listen(s.serveRegistry)
+	s.registry = listen(s.opts.Address, s.serveRegistry)
 	s.token, s.storage = s.registry, s.registry
 	if s.traits.tokenHost {
-		s.token = otherName(listen(s.serveToken))
+		s.token = otherName(listen(freePort, s.serveToken))
 	}
 	if s.traits.redirect {
-		s.storage = otherName(listen(s.serveStorage))
+		s.storage = otherName(listen(freePort, s.serveStorage))
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -135,7 +139,12 @@ func Start(opts Options) (*Server, error) {
 	return s, nil
 }
 
+const freePort = "127.0.0.1:0"
+
 func withDefaults(opts Options) Options {
+	if opts.Address == "" {
+		opts.Address = freePort
+	}
 	if opts.Username == "" {
 		opts.Username = "user"
 		if opts.Manner == ECR {
@@ -155,9 +164,9 @@ func withDefaults(opts Options) Options {
 	return opts
 }
 
-// serve serves handler on a free port until Close.
-func (s *Server) serve(config *tls.Config, handler http.Handler) (host string, err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// serve serves handler until Close, and returns where.
+func (s *Server) serve(address string, config *tls.Config, handler http.Handler) (host string, err error) {
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return "", err
 	}

@@ -220,3 +220,20 @@ func TestRandom(t *testing.T) {
 		t.Errorf("%d answers were faulty, %d are counted: %v", faulty, counted, random.Counts())
 	}
 }
+
+// TestBack starts a registry where another one was.
+func TestBack(t *testing.T) {
+	first := start(t, testregistry.Options{})
+	first.AddBlob([]byte("old"))
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := start(t, testregistry.Options{Address: first.Host()})
+	if second.Host() != first.Host() {
+		t.Errorf("it is at %s, not at %s", second.Host(), first.Host())
+	}
+	d := second.AddBlob([]byte("new"))
+	if _, _, body, err := get(t, second, "/v2/a/blobs/"+d.String()); err != nil || string(body) != "new" {
+		t.Errorf("got %q, %v", body, err)
+	}
+}
