@@ -47,6 +47,7 @@ type request struct{ agent, method, path string }
 // nodeOptions says how a node differs from one that trusts its registry.
 type nodeOptions struct {
 	untrusted bool
+	private   bool // the registry wants to know who reads
 	// shared lets mounts that the daemon makes appear in the namespaces of
 	// others, as it is where systemd runs.
 	shared   bool
@@ -68,11 +69,7 @@ func newNode(t *testing.T, o nodeOptions) *node {
 		t.Cleanup(func() { n.must(unix.Unmount(dir, unix.MNT_DETACH)) })
 		n.must(unix.Mount("", dir, "", unix.MS_SHARED, ""))
 	}
-	n.registry, err = testregistry.Start(testregistry.Options{Fault: n.traffic.observe})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { n.must(n.registry.Close()) })
+	n.startRegistry(testregistry.Options{Private: o.private})
 	if err := os.WriteFile(n.path("registries.conf"), []byte(n.registriesConf("")), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +84,16 @@ func newNode(t *testing.T, o nodeOptions) *node {
 	}
 	t.Cleanup(n.stopDaemon)
 	return n
+}
+
+// startRegistry starts the node's registry, empty.
+func (n *node) startRegistry(o testregistry.Options) {
+	n.t.Helper()
+	o.Fault = n.traffic.observe
+	server, err := testregistry.Start(o)
+	n.must(err)
+	n.t.Cleanup(func() { n.must(server.Close()) })
+	n.registry = server
 }
 
 // self is the name of this program, as the hook sees its parent's.
