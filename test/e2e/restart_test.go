@@ -44,13 +44,18 @@ func publish(t *testing.T) *published {
 	return p
 }
 
-// reboot does to the daemon's directories what a reboot does.
-func (p *published) reboot() {
-	p.t.Helper()
-	p.must(p.daemon.Stop())
-	p.must(lab.RemoveAll(p.daemon.RunRoot()))
-	p.must(lab.UnmountBelow(p.path("client")))
-	p.must(os.RemoveAll(p.path("client", "run")))
+// reboot does to the directories of the daemon and of clients what a reboot does;
+// the daemon does not run afterwards.
+func (n *node) reboot(clients ...string) {
+	n.t.Helper()
+	n.must(n.daemon.Stop())
+	n.must(lab.RemoveAll(n.daemon.RunRoot()))
+	for _, c := range clients {
+		n.must(lab.UnmountBelow(n.path(c)))
+		for _, dir := range []string{"run", "tmp"} {
+			n.must(os.RemoveAll(n.path(c, dir)))
+		}
+	}
 }
 
 // checkRead reads files of a mounted tree: each is equal to a normal pull's, or
@@ -83,7 +88,7 @@ func TestRebootWithoutNetwork(t *testing.T) {
 		t.Fatal("files cannot be read before")
 	}
 	before := p.status(p.ref)
-	p.reboot()
+	p.reboot("client")
 	if _, err := os.Stat(p.recordDiff(base.ChainID)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a layer's path resolves before the daemon has started (%v)", err)
 	}
