@@ -49,6 +49,12 @@ func (i Image) chain() []string {
 	return ids
 }
 
+// has reports whether the image has been given a layer: one that was left to the
+// runtime is the runtime's.
+func (i Image) has(d digest.Digest) bool {
+	return slices.ContainsFunc(i.Layers, func(l LayerResult) bool { return l.Digest == d && l.Action != Left })
+}
+
 const maxImageFile = 16 << 20 // bytes of an image's file that are read
 
 // images keeps one file an image: <dir>/<hex of the manifest digest>.json.

@@ -144,6 +144,19 @@ func TestDecisions(t *testing.T) {
 			}, freed: 100,
 		},
 		{
+			name: "what another image has left to the runtime", images: []string{"ab", "b"},
+			change: func(s *stock) {
+				s.images[1].UnusedSince = ago(2 * time.Hour)
+				s.images[1].Layers[0].Action, s.images[1].Layers[0].ChainID = Left, ""
+				s.records = s.records[:2]
+				s.count()
+			},
+			want: []string{
+				"image ab - unused for 47h59m, grace period 24h",
+				"image b + unused for 2h, grace period 24h",
+			}, freed: 200,
+		},
+		{
 			name: "being prepared", images: []string{"ab"}, grace: -1,
 			change: func(s *stock) { s.claimed[digest.FromString("a")] = true },
 			want:   []string{"image ab + in use: an image with it is being prepared"},

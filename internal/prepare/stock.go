@@ -73,7 +73,9 @@ func (s *stock) count() {
 	for _, img := range s.images {
 		has := map[string]bool{}
 		for _, l := range img.Layers {
-			has[l.ChainID], has[l.Digest.String()] = true, true
+			if l.Action != Left {
+				has[l.ChainID], has[l.Digest.String()] = true, true
+			}
 		}
 		for key := range has {
 			s.imagesWith[key]++
@@ -91,9 +93,8 @@ func (s *stock) goingWith(img Image) going {
 	shared := func(key string) bool { return s.imagesWith[key] > 1 }
 	g.ids = slices.DeleteFunc(img.chain(), shared)
 	for _, l := range s.layers {
-		mine := slices.ContainsFunc(img.Layers, func(r LayerResult) bool { return r.Digest == l.digest })
 		other := func(id string) bool { return !slices.Contains(g.ids, id) }
-		if mine && !shared(l.digest.String()) && !slices.ContainsFunc(s.recordsOf[l.digest], other) {
+		if img.has(l.digest) && !shared(l.digest.String()) && !slices.ContainsFunc(s.recordsOf[l.digest], other) {
 			g.layers = append(g.layers, l)
 		}
 	}
@@ -159,9 +160,7 @@ func (s *stock) held(img Image) error {
 
 // bad reports whether a layer of an image is in quarantine.
 func (s *stock) bad(img Image) bool {
-	return slices.ContainsFunc(s.layers, func(l stored) bool {
-		return l.bad && slices.ContainsFunc(img.Layers, func(r LayerResult) bool { return r.Digest == l.digest && r.Action != Left })
-	})
+	return slices.ContainsFunc(s.layers, func(l stored) bool { return l.bad && img.has(l.digest) })
 }
 
 // heldRecord is why a record must stay; nil if it need not.
