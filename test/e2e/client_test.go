@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,9 +126,17 @@ func (c *client) pull(ref string) answer {
 // mount makes a container of an image and mounts its root until the test ends.
 func (c *client) mount(image string, firstID int) string {
 	c.node.t.Helper()
+	root, unmount := c.mountFor(image, firstID)
+	c.node.t.Cleanup(unmount)
+	return root
+}
+
+// mountFor makes a container of an image and mounts its root until unmount is
+// called, after which there is no container.
+func (c *client) mountFor(image string, firstID int) (root string, unmount func()) {
+	c.node.t.Helper()
 	a := c.do(func(q *call) { q.Op, q.ID, q.Map = "mount", image, firstID })
-	c.node.t.Cleanup(func() { c.do(func(q *call) { q.Op, q.ID = "unmount", a.ID }) })
-	return a.Path
+	return a.Path, func() { c.do(func(q *call) { q.Op, q.ID = "unmount", a.ID }) }
 }
 
 // mountImage mounts an image itself, as image volumes do, until the test ends.
@@ -146,9 +155,15 @@ func (c *client) remove(image string) {
 	if err != nil && !strings.Contains(err.Error(), storage.ErrLayerUnknown.Error()) {
 		c.node.t.Error(err)
 	}
-	if left := c.do(func(q *call) { q.Op = "images" }).Names; len(left) > 0 {
-		c.node.t.Errorf("images are left: %v", left)
+	if left := c.images(); slices.Contains(left, image) {
+		c.node.t.Errorf("it is left among the images %v", left)
 	}
+}
+
+// images lists the images and finds out their sizes, as `crictl images` does.
+func (c *client) images() []string {
+	c.node.t.Helper()
+	return c.do(func(q *call) { q.Op = "images" }).Names
 }
 
 // clientMain is the process of a client.
@@ -199,16 +214,37 @@ func (q call) run(ctx context.Context) (a answer, err error) {
 		_, err = store.UnmountImage(q.ID, true)
 		return a, err
 	case "images":
-		images, err := store.Images()
-		for _, i := range images {
-			a.Names = append(a.Names, i.ID)
-		}
+		a.Names, err = images(ctx, store)
 		return a, err
 	case "remove image":
 		_, err = store.DeleteImage(q.ID, true)
 		return a, err
 	}
 	return a, fmt.Errorf("no such operation: %q", q.Op)
+}
+
+// images lists the images of a store, whose sizes must be known.
+func images(ctx context.Context, store storage.Store) (ids []string, err error) {
+	all, err := store.Images()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range all {
+		ids = append(ids, i.ID)
+		ref, err := istorage.Transport.NewStoreReference(store, nil, i.ID)
+		if err != nil {
+			return nil, err
+		}
+		img, err := ref.NewImage(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		size, err := img.Size()
+		if err = errors.Join(err, img.Close()); err != nil || size <= 0 {
+			return nil, fmt.Errorf("size %d: %w", size, err)
+		}
+	}
+	return ids, nil
 }
 
 func (q call) pull(ctx context.Context, store storage.Store) (a answer, err error) {

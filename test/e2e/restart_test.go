@@ -100,7 +100,7 @@ func TestRebootWithoutNetwork(t *testing.T) {
 	if _, err := os.Stat(p.recordDiff(base.ChainID)); err != nil {
 		t.Error(err)
 	}
-	if images := p.lazy.do(func(q *call) { q.Op = "images" }).Names; len(images) != 1 {
+	if images := p.lazy.images(); len(images) != 1 {
 		t.Errorf("the client has the images %v", images)
 	}
 	root := p.lazy.mount(p.image, firstID)
@@ -163,7 +163,7 @@ func TestStop(t *testing.T) {
 	if err != nil || !strings.Contains(string(data), p.res.Layers[1].ChainID) {
 		t.Errorf("the record of a layer that is in use: %s (%v)", data, err)
 	}
-	if images := p.lazy.do(func(q *call) { q.Op = "images" }).Names; len(images) != 1 {
+	if images := p.lazy.images(); len(images) != 1 {
 		t.Errorf("the client has the images %v", images)
 	}
 	p.start()
