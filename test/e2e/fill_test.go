@@ -98,8 +98,9 @@ func TestFilledPodman(t *testing.T) {
 			}
 		})
 	}
-	r := n.startReader(lazy, ref, lab.ContainerFlags()...)
+	r := n.startReader(lazy, ref, append(lab.ContainerFlags(), "--name=busy")...)
 	n.must(n.daemon.Kill())
+	n.refuses([]string{"image " + ref, "container busy"}, "uninstall")
 	n.dropPages(img.Layers[1].Descriptor.Digest, img.data)
 	r.awaitPass()
 	r.stop()
