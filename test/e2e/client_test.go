@@ -45,6 +45,9 @@ type call struct {
 	RegistriesConf string
 	None           string // a directory that does not exist
 
+	// Username and Password are shown to the registry; "" for a stranger.
+	Username, Password string
+
 	Ref string // of an image
 	ID  string // of an image or container
 	// Map gives a container ids of the host that start there; 0 means its own
@@ -251,6 +254,9 @@ func (q call) pull(ctx context.Context, store storage.Store) (a answer, err erro
 	sys := &types.SystemContext{
 		SystemRegistriesConfPath: q.RegistriesConf, SystemRegistriesConfDirPath: q.None,
 		AuthFilePath: q.None, DockerRegistryUserAgent: "client",
+	}
+	if q.Username != "" {
+		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: q.Username, Password: q.Password}
 	}
 	policy, err := signature.NewPolicyContext(&signature.Policy{
 		Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()},

@@ -126,6 +126,15 @@ func (n *node) registriesConf(hook string) string {
 	return conf + fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", n.registry.Host())
 }
 
+// configure adds to the daemon's configuration.
+func (n *node) configure(settings string) {
+	n.t.Helper()
+	f, err := os.OpenFile(n.daemon.Config(), os.O_APPEND|os.O_WRONLY, 0)
+	n.must(err)
+	_, err = f.WriteString(settings)
+	n.must(errors.Join(err, f.Close()))
+}
+
 // start starts the daemon.
 func (n *node) start() {
 	n.t.Helper()

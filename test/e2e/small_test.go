@@ -103,19 +103,28 @@ func shell(t *testing.T) []byte {
 	}
 }
 
+// read reads a file of data below a root, and compares.
+func (s small) read(root string, i int) error {
+	f := s.data[i+1] // the directory comes first
+	got, err := os.ReadFile(filepath.Join(root, f.Name))
+	if err == nil && !bytes.Equal(got, f.Content) {
+		err = fmt.Errorf("reading %s: %d bytes, which are not those of the image", f.Name, len(got))
+	}
+	return err
+}
+
 // checkData reads the data below a root: each file is right, or fails with EIO. It
 // returns how many of each there are.
 func (s small) checkData(t *testing.T, root string) (right, failed int) {
 	t.Helper()
-	for _, f := range s.data[1:] {
-		got, err := os.ReadFile(filepath.Join(root, f.Name))
-		switch {
-		case err == nil && bytes.Equal(got, f.Content):
+	for i := range s.data[1:] {
+		switch err := s.read(root, i); {
+		case err == nil:
 			right++
 		case errors.Is(err, unix.EIO):
 			failed++
 		default:
-			t.Errorf("reading %s: %v, or other bytes", f.Name, err)
+			t.Error(err)
 		}
 	}
 	return right, failed
