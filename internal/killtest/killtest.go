@@ -157,7 +157,7 @@ func killAt(n int, test, scratch string, args []string, files []*os.File) (step 
 	gone := make(chan error, 1)
 	go func() { gone <- cmd.Wait() }()
 	select {
-	case <-gone:
+	case <-gone: //nolint:errcheck // it was killed
 	case <-time.After(patience):
 		return "", fmt.Errorf("process %d does not die of SIGKILL", cmd.Process.Pid)
 	}

@@ -249,7 +249,7 @@ func (q *notification) text(address uint64) string {
 	}
 	defer memory.Close() //nolint:errcheck // read only
 	buf := make([]byte, unix.PathMax)
-	n, _ := memory.ReadAt(buf, int64(address)) //nolint:gosec,errcheck // less is there at the end of a mapping
+	n, _ := memory.ReadAt(buf, int64(address)) //nolint:gosec // less is there at the end of a mapping
 	text, _, _ := strings.Cut(string(buf[:n]), "\x00")
 	return text
 }
