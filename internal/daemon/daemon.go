@@ -125,9 +125,9 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 		err = errors.Join(err, serving.Wait(), d.layers.Close(), conn.Close())
 	}()
 	if err := d.layers.Open(ctx); err != nil {
-		return err
+		return unlessEnded(ctx, err)
 	}
-	return d.prepare(ctx, in.Credentials, func(p *prepare.Preparer) error {
+	err = d.prepare(ctx, in.Credentials, func(p *prepare.Preparer) error {
 		p.RestoreSources()
 		if err := d.layers.Export(); err != nil {
 			return err
@@ -138,6 +138,15 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 		}
 		return d.serve(ctx, in.Ready)
 	})
+	return unlessEnded(ctx, err)
+}
+
+// unlessEnded drops an error that says no more than that ctx has ended.
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+		return nil
+	}
+	return err
 }
 
 // ending reports whether the daemon is to stop for good. Otherwise another worker
