@@ -30,15 +30,21 @@ type node struct {
 	options uninstall.Options
 }
 
-func newNode(t *testing.T) *node {
-	t.Helper()
-	n := &node{dir: t.TempDir()}
+// nodeIn is a node below a directory.
+func nodeIn(dir string) *node {
+	n := &node{dir: dir}
 	n.options = uninstall.Options{
 		Config: config.Config{
 			Root: n.path("lib/holdfast"), RunRoot: n.path("run/holdfast"), RuntimeRoots: []string{n.path("runtime")},
 		},
 		StorageConf: []string{n.path("etc/storage.conf"), n.path("etc/crio.conf.d/*")},
 	}
+	return n
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := nodeIn(t.TempDir())
 	t.Cleanup(func() { layertest.UnmountAll(t, n.dir) })
 	if _, err := imagestore.Create(n.path("lib/holdfast/store"), n.path("run/holdfast/records")); err != nil {
 		t.Fatal(err)
