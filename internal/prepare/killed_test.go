@@ -277,7 +277,7 @@ func (n *node) fillAll(ctx context.Context) error {
 		all = append(all, l.Digest)
 	}
 	filler.Want(all)
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var g errgroup.Group
 	g.Go(func() error { return filler.Run(ctx) })
