@@ -160,19 +160,36 @@ func (k *keeper) close() error {
 
 // loop runs one worker after the other.
 func (k *keeper) loop(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for {
 		w, err := k.start(k.program)
-		if err != nil { // the machine is out of something
+		switch {
+		case err == nil:
+			if w = k.attend(ctx, w); w != nil { // ctx has ended
+				return k.stop(w)
+			}
+		case ctx.Err() != nil:
+			return err
+		default: // the machine is out of something
 			k.deaths++
 			k.Logger.Error("no worker", "err", err)
-		} else if w = k.attend(ctx, w); w != nil { // ctx has ended
-			return w.end(w.terminate, stopTimeout)
 		}
+		// If ctx has ended meanwhile, one more undoes what the dead one has left.
 		if err := k.recover(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+}
+
+// stop has the worker stop. One that is starting gets ready first: it can undo
+// only what it knows, and an earlier one may have left mounts and records.
+func (k *keeper) stop(w *worker) error {
+	deadline := time.Now().Add(stopTimeout)
+	if w.ready != nil {
+		if err := w.await(context.Background(), min(k.Patience, stopTimeout/2)); err != nil {
+			k.Logger.Warn("the worker is stopped before it is ready", "err", err)
+		}
+	}
+	return w.end(w.terminate, time.Until(deadline))
 }
 
 // attend returns the worker if it outlives ctx, and nil when it has died.

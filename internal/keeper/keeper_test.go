@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 //	fail    end before getting ready
 //	panic   get ready, and die of the first read
 //	late    never get ready
+//	slow    take a moment to get ready, and fail if it is disturbed
 const (
 	content  = "what the worker serves"
 	fileSize = int64(len(content))
@@ -89,6 +90,12 @@ func runWorker(devices, told string) error {
 	case "late":
 		<-ctx.Done()
 		return nil
+	case "slow":
+		select {
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.New("disturbed")
+		}
 	}
 	conn, err := fusedev.Adopt(in.Device, devices)
 	if err != nil {
@@ -349,6 +356,35 @@ func TestNoWorkerGetsReady(t *testing.T) {
 			r.tell("serve")
 			r.awaitReady()
 			r.wantRead()
+		})
+	}
+}
+
+// TestStopWhileStarting stops a keeper whose worker is not ready, and one that has
+// none: a worker gets ready, and ends as it should.
+func TestStopWhileStarting(t *testing.T) {
+	for name, dies := range map[string]bool{"starting": false, "dead": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, "slow", nil)
+			if dies {
+				r.awaitReady()
+				r.kill()
+				for !strings.Contains(r.log.String(), "the worker died") {
+					time.Sleep(time.Millisecond)
+				}
+			} else {
+				r.worker()
+			}
+			if err := r.stop(); err != nil {
+				t.Error(err)
+			}
+			want := int64(1)
+			if dies {
+				want = 2
+			}
+			if info, err := r.starts.Stat(); err != nil || info.Size() != want {
+				t.Errorf("%d workers got ready, want %d (%v)", info.Size(), want, err)
+			}
 		})
 	}
 }
