@@ -142,7 +142,10 @@ func TestUninstall(t *testing.T) {
 	if !n.empty() {
 		t.Errorf("left: %q", n.state())
 	}
-	n.prepare(ref) // so that there is something to take away
+	n.prepare(ref)
+	if c := n.collect(); len(c.Decisions) != 1 || !strings.Contains(c.Decisions[0].Reason, "a runtime may be about to refer to it") {
+		t.Errorf("gc of what was just prepared: %+v", c)
+	}
 	n.must(n.daemon.Kill())
 
 	etc := n.path("etc")

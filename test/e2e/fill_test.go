@@ -83,12 +83,16 @@ func TestFilledPodman(t *testing.T) {
 	n.start()
 	n.prepare(ref)
 	n.pullWith(lazy, ref)
+	n.podman(lazy, append(append([]string{"create", "--name=kept"}, lab.ContainerFlags()[1:]...), ref)...) // without --rm
 	n.awaitFilled(ref)
 
 	n.reboot("podman")
 	n.must(n.registry.Close())
 	n.start()
 	n.wantFilled(ref)
+	if out := n.podman(lazy, "start", "--attach", "kept"); out != "" {
+		t.Errorf("a container of before the boot printed %q", out)
+	}
 	for _, first := range []int{0, firstID} {
 		t.Run(fmt.Sprintf("ids from %d", first), func(t *testing.T) {
 			n := n.in(t)
