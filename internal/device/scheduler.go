@@ -24,6 +24,10 @@ const (
 // stalled registry must not hold up everything else for as long.
 const maxYield = time.Second
 
+// quiet is how long a fill stands back after a reader's wait: a program that reads
+// and computes in turn has the processor as well as the line to itself.
+const quiet = 10 * time.Millisecond
+
 // Scheduler shares connections and the line among the fetches of all devices.
 // A blocked read never waits for anything here; the others wait for a
 // connection, and stand back while something above them is going on. It also
@@ -33,6 +37,7 @@ type Scheduler struct {
 
 	mu      sync.Mutex // protects the fields below
 	running [priorities]int
+	blocked time.Time     // when the last reader's wait ended
 	limit   int           // fetches that nobody waits for which may run at once
 	changed chan struct{} // closed and replaced whenever somebody may go on
 }
@@ -53,6 +58,9 @@ func (s *Scheduler) add(p Priority, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running[p] += n
+	if p == BlockedRead && n < 0 {
+		s.blocked = time.Now()
+	}
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -80,15 +88,19 @@ func (s *Scheduler) acquire(ctx context.Context, priority func() Priority) (rele
 	}
 }
 
-// Yield returns when nothing above the priority is going on, or after maxYield.
+// Yield returns when nothing above the priority is going on, or after maxYield. A
+// fill also waits until readers have been quiet.
 func (s *Scheduler) Yield(ctx context.Context, priority func() Priority) error {
 	var timeout <-chan time.Time
 	for {
 		p := priority()
 		s.mu.Lock()
-		above, changed := sum(s.running[:p]), s.changed
+		above, changed, noise := sum(s.running[:p]), s.changed, quiet-time.Since(s.blocked)
 		s.mu.Unlock()
-		if above == 0 {
+		if p != Fill {
+			noise = 0
+		}
+		if above == 0 && noise <= 0 {
 			return nil
 		}
 		if timeout == nil {
@@ -96,8 +108,13 @@ func (s *Scheduler) Yield(ctx context.Context, priority func() Priority) error {
 			defer t.Stop()
 			timeout = t.C
 		}
+		var calm <-chan time.Time
+		if above == 0 {
+			calm = time.After(noise)
+		}
 		select {
 		case <-changed:
+		case <-calm:
 		case <-timeout:
 			return nil
 		case <-ctx.Done():

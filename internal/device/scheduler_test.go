@@ -123,6 +123,9 @@ func TestYield(t *testing.T) {
 				if running < p {
 					want = after
 				}
+				if running == BlockedRead && p == Fill {
+					want += quiet
+				}
 				if got := yielded(t, s, p); got != want {
 					t.Errorf("priority %d waits %s for one of priority %d, want %s", p, got, running, want)
 				}

@@ -12,7 +12,7 @@ import (
 
 const (
 	// pollInterval is how soon a runtime's new image or container is noticed.
-	pollInterval = 500 * time.Millisecond
+	pollInterval = 250 * time.Millisecond
 	// collectInterval is how often grace periods are looked at when nothing changes.
 	collectInterval = 5 * time.Minute
 )
