@@ -25,7 +25,7 @@ import (
 // The garbage collector works harder before a process grows past these; they
 // are no hard limits.
 const (
-	memoryLimit = 40 << 20
+	memoryLimit = 47 << 20
 	keeperLimit = 4 << 20
 )
 
