@@ -90,7 +90,9 @@ func run(ctx context.Context, o options, log func(string, ...any)) (err error) {
 	if err := lab.RemoveAll(work); err != nil {
 		return err
 	}
-	stand, err := lab.NewStand(work, binary, image, shape.Line{RTT: o.rtt, Rate: o.mbit * 1e6 / 8}, "")
+	// The background fill would go on under the normal pull, and take its line.
+	const settings = "fill = \"off\"\n"
+	stand, err := lab.NewStand(work, binary, image, shape.Line{RTT: o.rtt, Rate: o.mbit * 1e6 / 8}, settings)
 	if err != nil {
 		return err
 	}
