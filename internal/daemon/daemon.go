@@ -116,13 +116,15 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 		return err
 	})
 	defer func() {
-		if ending(ctx) {
-			err = errors.Join(err, d.layers.Unmount(), d.layers.Close())
-		} else {
-			d.layers.Flush() // while readers are still served: it takes time
-		}
+		d.layers.Flush() // while readers are still served: it takes time
+		// Before the layers go: what readers ask for then is not refused, it waits
+		// for the next server, or for the keeper to end the mount.
 		stopServer()
-		err = errors.Join(err, serving.Wait(), d.layers.Close(), conn.Close())
+		err = errors.Join(err, serving.Wait())
+		if ending(ctx) {
+			err = errors.Join(err, d.layers.Unmount())
+		}
+		err = errors.Join(err, d.layers.Close(), conn.Close())
 	}()
 	if err := d.layers.Open(ctx); err != nil {
 		return unlessEnded(ctx, err)
