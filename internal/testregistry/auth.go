@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,7 +58,7 @@ type accounts struct {
 
 type token struct {
 	expires time.Time
-	scopes  map[string]bool // "repository:NAME:pull"
+	scopes  map[string]bool // "repository:NAME:pull", one action each
 }
 
 func (a *accounts) init(opts Options) {
@@ -93,8 +94,8 @@ func (s *Server) ExpireRedirects() {
 	s.accounts.key = random()
 }
 
-// allow reports whether the request may read the repository ("" for a ping);
-// if not, it has answered.
+// allow reports whether the request may read the repository ("" for a ping); if
+// not, it has answered. Tokens also have to allow a push, if that is what it is.
 func (s *Server) allow(w http.ResponseWriter, r *http.Request, repository string) bool {
 	if s.traits.bearer {
 		return s.allowBearer(w, r, repository)
@@ -121,19 +122,24 @@ func (s *Server) knows(user, password string) bool {
 }
 
 func (s *Server) allowBearer(w http.ResponseWriter, r *http.Request, repository string) bool {
-	scope := "repository:" + repository + ":pull"
+	actions := []string{"pull"}
+	if isPush(r) && s.opts.Push != PushNever {
+		actions = append(actions, "push")
+	}
+	prefix := "repository:" + repository + ":"
 	name, given := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.accounts.mu.Lock()
 	t, known := s.accounts.tokens[name]
 	s.accounts.mu.Unlock()
 	valid := given && known && time.Now().Before(t.expires)
-	if valid && (repository == "" || t.scopes[scope]) {
+	enough := !slices.ContainsFunc(actions, func(action string) bool { return !t.scopes[prefix+action] })
+	if valid && (repository == "" || enough) {
 		return true
 	}
 
 	challenge := fmt.Sprintf(`Bearer realm="%s%s",service="test"`, s.url(s.token), s.traits.tokenPath)
 	if repository != "" {
-		challenge += `,scope="` + scope + `"`
+		challenge += `,scope="` + prefix + strings.Join(actions, ",") + `"`
 	}
 	switch {
 	case valid:
@@ -172,7 +178,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	if known || !s.opts.Private {
 		for _, list := range r.Form["scope"] {
 			for _, scope := range strings.Fields(list) {
-				t.scopes[scope] = true
+				s.grant(t, scope, known)
 			}
 		}
 	}
@@ -188,6 +194,17 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// grant adds to a token what a scope asks for, as far as the account, or a
+// stranger, may have it.
+func (s *Server) grant(t token, scope string, account bool) {
+	i := strings.LastIndexByte(scope, ':')
+	for _, action := range strings.Split(scope[i+1:], ",") {
+		if action == "pull" || action == "push" && account && s.opts.Push == PushAllowed {
+			t.scopes[scope[:i+1]+action] = true
+		}
+	}
 }
 
 // sign returns a URL of the storage address that opens one blob for a while.

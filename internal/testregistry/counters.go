@@ -22,6 +22,9 @@ type Counts struct {
 	// Ping is /v2/; Token the token service; Manifest and Blob the registry,
 	// also when it answered with a redirect; Storage what redirects point to.
 	Ping, Token, Manifest, Blob, Storage, Other int64
+	// Upload is what begins or ends the upload of a blob; PutManifest, which
+	// Manifest does not contain, is the uploads of manifests.
+	Upload, PutManifest int64
 	// Unauthorized is how many of them were answered with 401 or 403.
 	Unauthorized int64
 	// BlobBytes is how many bytes of blobs were handed to the network.
@@ -100,6 +103,10 @@ func (s *Server) count(r *http.Request) {
 		c.Storage++
 	case kind == "ping":
 		c.Ping++
+	case kind == "uploads":
+		c.Upload++
+	case kind == "manifests" && r.Method == http.MethodPut:
+		c.PutManifest++
 	case kind == "manifests":
 		c.Manifest++
 	case kind == "blobs":

@@ -13,7 +13,7 @@ import (
 )
 
 // serveRegistry is the registry itself: https://github.com/opencontainers/distribution-spec,
-// as far as pulling goes.
+// as far as pulling and simple pushes go.
 func (s *Server) serveRegistry(w http.ResponseWriter, r *http.Request) {
 	if s.traits.bearer && !s.traits.tokenHost && r.URL.Path == s.traits.tokenPath {
 		s.serveToken(w, r)
@@ -28,8 +28,8 @@ func (s *Server) serveRegistry(w http.ResponseWriter, r *http.Request) {
 	if !s.allow(w, r, repository) {
 		return
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry is read-only")
+	if isPush(r) {
+		s.servePush(w, r, repository, kind, ref)
 		return
 	}
 	switch kind {
@@ -40,6 +40,10 @@ func (s *Server) serveRegistry(w http.ResponseWriter, r *http.Request) {
 	case "blobs":
 		s.serveBlobs(w, r, digest.Digest(ref))
 	case "referrers":
+		if s.opts.NoReferrers {
+			http.NotFound(w, r)
+			return
+		}
 		writeJSON(w, "application/vnd.oci.image.index.v1+json", map[string]any{
 			"schemaVersion": 2,
 			"mediaType":     "application/vnd.oci.image.index.v1+json",
@@ -58,6 +62,9 @@ func split(path string) (repository, kind, ref string) {
 	}
 	if rest == "" {
 		return "", "ping", ""
+	}
+	if repository, id, ok := strings.Cut(rest, "/blobs/uploads/"); ok {
+		return repository, "uploads", id
 	}
 	parts := strings.Split(rest, "/")
 	n := len(parts)

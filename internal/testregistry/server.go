@@ -5,8 +5,9 @@
 // registry of one's choice: its token service, its redirects to an object
 // store, its rate limit. It misbehaves on request, and it counts.
 //
-// It is not a registry for anything else: content is added by calls and not
-// pushed, nothing is written to disk, and one account may read everything.
+// It is not a registry for anything else: content is added by calls or, if
+// Options.Push allows it, pushed; nothing is written to disk, and one account may
+// read everything.
 package testregistry
 
 import (
@@ -49,6 +50,20 @@ const (
 	ECR
 )
 
+// Push is who may push.
+type Push int
+
+const (
+	// PushNever answers every push with status 405: the registry is read-only.
+	PushNever Push = iota
+	// PushDenied lets the account read, and denies pushes: with status 403, or by
+	// tokens that are good for reading only.
+	PushDenied
+	// PushAllowed lets the account push. Where it takes no credentials, and no
+	// tokens, to read, strangers may push too.
+	PushAllowed
+)
+
 // Options configures a [Server]. The zero value is a plain, public registry
 // over HTTP.
 type Options struct {
@@ -73,6 +88,11 @@ type Options struct {
 	// 429 with RetryAfter (in whole seconds); 0 means no limit.
 	ManifestLimit int64
 	RetryAfter    time.Duration
+	// Push is who may push; by default nobody.
+	Push Push
+	// NoReferrers is a registry that knows nothing of referrers: it answers 404 to
+	// who asks for them, and does not say that it noted the subject of a manifest.
+	NoReferrers bool
 	// Fault is asked about every request, counted from 1, on whichever of the
 	// server's addresses. It is called by several goroutines.
 	Fault func(r *http.Request, n int) Fault
@@ -90,6 +110,7 @@ type Server struct {
 	content  content
 	counters counters
 	accounts accounts
+	uploads  uploads
 
 	servers []*http.Server
 	group   errgroup.Group
@@ -107,6 +128,7 @@ func Start(opts Options) (*Server, error) {
 	s := &Server{opts: withDefaults(opts), traits: traitsOf(opts.Manner)}
 	s.content.init()
 	s.accounts.init(s.opts)
+	s.uploads.init()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
 	var tlsConfig *tls.Config
