@@ -20,6 +20,7 @@ const maxRefused = 8
 // attempt is what one request has been through: which credentials were shown for
 // it, and what the registry said.
 type attempt struct {
+	push      bool                 // it takes the right to push
 	last      *grant               // refused by the registry
 	challenge *transport.Challenge // what it said then, if anything
 	doubtful  []Credentials        // one token of theirs was refused; it may have expired
@@ -49,17 +50,18 @@ func (r *Repository) refuseGrant(ctx context.Context, a *attempt, g *grant, resp
 	}
 }
 
-// refuse notes that credentials are good for nothing.
+// refuse notes that credentials are good for nothing, here. That they may not
+// push says nothing about reading.
 func (r *Repository) refuse(a *attempt, c Credentials) {
 	a.refused = append(a.refused, c)
-	if r.given != nil && c == *r.given {
+	if !a.push && r.given != nil && c == *r.given {
 		r.doubted.Store(true)
 	}
 }
 
-// accept notes that the registry took a grant.
-func (r *Repository) accept(g *grant, status int) {
-	if g.header == "" || g.of == (Credentials{}) || !isSuccess(status) {
+// accept notes that the registry took a grant for reading.
+func (r *Repository) accept(a *attempt, g *grant, status int) {
+	if a.push || g.header == "" || g.of == (Credentials{}) || !isSuccess(status) {
 		return
 	}
 	r.authenticated.Store(true)
@@ -101,6 +103,9 @@ func (r *Repository) next(ctx context.Context, a *attempt) (Credentials, bool, e
 func (r *Repository) missing(a *attempt) error {
 	if !a.asked {
 		return a.refusal
+	}
+	if a.push {
+		return fmt.Errorf("%w: no credentials are known that may push to %s", a.refusal, r.name)
 	}
 	pull := "no credentials of a pull are known"
 	if r.given != nil {

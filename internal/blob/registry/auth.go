@@ -101,14 +101,15 @@ func (g *grant) usable() bool {
 // that this attempt may show. The error says what is missing if all credentials
 // there are have been refused.
 func (r *Repository) authorize(ctx context.Context, a *attempt) (*grant, error) {
-	if g := r.grant.Load(); g.usable() && a.mayShow(g) {
+	kept := r.kept(a)
+	if g := kept.Load(); g.usable() && a.mayShow(g) {
 		return g, nil
 	}
 	if err := r.turn.take(ctx); err != nil {
 		return nil, err
 	}
 	defer r.turn.release()
-	if g := r.grant.Load(); g.usable() && a.mayShow(g) {
+	if g := kept.Load(); g.usable() && a.mayShow(g) {
 		return g, nil // somebody else got it meanwhile
 	}
 	g, err := r.negotiate(ctx, a)
@@ -118,8 +119,18 @@ func (r *Repository) authorize(ctx context.Context, a *attempt) (*grant, error) 
 	if g == nil {
 		return nil, r.missing(a)
 	}
-	r.grant.Store(g)
+	kept.Store(g)
 	return g, nil
+}
+
+// kept is where the grant for such an attempt is kept. Those for reading never
+// ask for the right to push: some token services give nothing to whoever asks
+// for too much.
+func (r *Repository) kept(a *attempt) *atomic.Pointer[grant] {
+	if a.push {
+		return &r.pushGrant
+	}
+	return &r.grant
 }
 
 // negotiate does what the challenge asks for, with one credential after the
@@ -145,7 +156,7 @@ func (r *Repository) negotiate(ctx context.Context, a *attempt) (*grant, error) 
 			return nil, err
 		}
 		r.shown.Store(&c)
-		g, err := r.show(ctx, control, challenge, c)
+		g, err := r.show(ctx, control, challenge, c, a.push)
 		switch {
 		case errors.Is(err, blob.ErrUnauthorized):
 			r.refuse(a, c)
@@ -169,7 +180,7 @@ func newGrant(challenge *transport.Challenge) *grant {
 }
 
 // show makes a grant out of credentials.
-func (r *Repository) show(ctx context.Context, t *controlTransport, challenge *transport.Challenge, c Credentials) (*grant, error) {
+func (r *Repository) show(ctx context.Context, t *controlTransport, challenge *transport.Challenge, c Credentials, push bool) (*grant, error) {
 	g := newGrant(challenge)
 	g.of = c
 	switch strings.ToLower(challenge.Scheme) {
@@ -181,7 +192,7 @@ func (r *Repository) show(ctx context.Context, t *controlTransport, challenge *t
 	case "bearer":
 		timed, cancel := context.WithTimeout(ctx, r.client.config.StallTimeout)
 		defer cancel()
-		if err := r.exchange(timed, t, challenge, g); err != nil {
+		if err := r.exchange(timed, t, challenge, g, push); err != nil {
 			return nil, r.authError(ctx, err, t.retryAfter())
 		}
 		return g, nil
@@ -191,11 +202,17 @@ func (r *Repository) show(ctx context.Context, t *controlTransport, challenge *t
 }
 
 // exchange gets a token from the service that the challenge names.
-func (r *Repository) exchange(ctx context.Context, t http.RoundTripper, challenge *transport.Challenge, g *grant) error {
+func (r *Repository) exchange(ctx context.Context, t http.RoundTripper, challenge *transport.Challenge, g *grant, push bool) error {
 	scopes := []string{"repository:" + r.path + ":pull"}
+	if push {
+		scopes[0] += ",push"
+	}
 	if scope := challenge.Parameters["scope"]; scope != "" && !slices.Contains(scopes, scope) {
 		// Some token services look at the first scope only.
 		scopes = []string{scope, scopes[0]}
+		if push && !strings.Contains(scope, "push") {
+			slices.Reverse(scopes) // it is what a read in between was told
+		}
 	}
 	began := time.Now()
 	token, err := transport.Exchange(ctx, r.realmRegistry(challenge), g.of.authenticator(), t, scopes, challenge)

@@ -74,7 +74,7 @@ func (r *Repository) open(ctx context.Context, cancel context.CancelCauseFunc, d
 // otherwise the registry. What it returns may have any status.
 func (r *Repository) locate(ctx context.Context, d digest.Digest, header http.Header) (*http.Response, error) {
 	if u := r.redirect(d); u != nil {
-		resp, err := r.follow(ctx, nil, u, header)
+		resp, err := r.follow(ctx, nil, u, request{method: http.MethodGet, header: header})
 		if err == nil && isSuccess(resp.StatusCode) {
 			return resp, nil
 		}

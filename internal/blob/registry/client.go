@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package registry reads manifests and ranges of blobs from OCI registries.
+// Package registry reads manifests and ranges of blobs from OCI registries, and
+// pushes blobs and manifests.
 //
 // A [Client] serves the whole process. It turns an image reference into the
 // endpoints that registries.conf names for it, mirrors first, and each of these

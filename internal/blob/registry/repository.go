@@ -46,9 +46,10 @@ type Repository struct {
 	meter     *meter
 	traffic   traffic
 
-	turn  turn // for those who want to change grant
-	grant atomic.Pointer[grant]
-	shown atomic.Pointer[Credentials] // last, to keep them out of errors
+	turn      turn // for those who want to change a grant
+	grant     atomic.Pointer[grant]
+	pushGrant atomic.Pointer[grant]
+	shown     atomic.Pointer[Credentials] // last, to keep them out of errors
 
 	doubted       atomic.Bool // given was refused: look others up first
 	authenticated atomic.Bool
@@ -164,7 +165,7 @@ func (r *Repository) Referrers(ctx context.Context, d digest.Digest) (Manifest, 
 	}
 	m, _, err := r.document(ctx, "referrers/"+d.String())
 	if errors.Is(err, blob.ErrNotFound) {
-		m, err = r.manifest(ctx, d.Algorithm().String()+"-"+d.Encoded())
+		m, err = r.manifest(ctx, referrersTag(d))
 	}
 	if err != nil {
 		return Manifest{}, fmt.Errorf("reading referrers of %s in %s: %w", d, r.name, err)
@@ -233,6 +234,9 @@ func (r *Repository) Blob(ctx context.Context, desc blob.Descriptor, limit int64
 // resource returns the URL of something in the repository.
 func (r *Repository) resource(scheme, resource string) *url.URL {
 	u := &url.URL{Scheme: scheme, Host: r.registry.RegistryStr(), Path: path.Join("/v2", r.path, resource)}
+	if strings.HasSuffix(resource, "/") {
+		u.Path += "/"
+	}
 	if r.namespace != "" {
 		u.RawQuery = url.Values{"ns": {r.namespace}}.Encode()
 	}

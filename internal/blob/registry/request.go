@@ -15,23 +15,41 @@ import (
 
 const maxRedirects = 5
 
-// get asks the registry for something in the repository. If it refuses, get
-// authenticates anew and asks again, as long as there are credentials to try.
-// The answer may have any other status; the caller closes it. ctx governs the
-// body too.
+// request is what a registry is asked.
+type request struct {
+	method   string
+	resource string   // of the repository
+	url      *url.URL // instead of resource: where the registry said to go on
+	header   http.Header
+	push     bool                    // it takes the right to push
+	body     func() (*upload, error) // opens what goes along, each time that it is sent; may be nil
+}
+
+// get asks the registry for something in the repository, as send does.
 func (r *Repository) get(ctx context.Context, resource string, header http.Header) (*http.Response, error) {
-	var a attempt
+	return r.send(ctx, request{method: http.MethodGet, resource: resource, header: header})
+}
+
+// send asks the registry. If it refuses, send authenticates anew and asks again,
+// as long as there are credentials to try. The answer may have any other status;
+// the caller closes it. ctx governs the body too.
+func (r *Repository) send(ctx context.Context, req request) (*http.Response, error) {
+	a := attempt{push: req.push}
 	for {
 		g, err := r.authorize(ctx, &a)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := r.follow(ctx, g, r.resource(g.scheme, resource), header)
+		u := req.url
+		if u == nil {
+			u = r.resource(g.scheme, req.resource)
+		}
+		resp, err := r.follow(ctx, g, u, req)
 		if err != nil {
 			return nil, err
 		}
 		if !r.refuses(resp) {
-			r.accept(g, resp.StatusCode)
+			r.accept(&a, g, resp.StatusCode)
 			return resp, nil
 		}
 		r.refuseGrant(ctx, &a, g, resp)
@@ -48,20 +66,21 @@ func (r *Repository) refuses(resp *http.Response) bool {
 // to see the grant, which may be nil if the URL is not the registry's.
 // http.Client is not used because it would send it to subdomains and other
 // ports as well, and puts whole URLs into its errors.
-func (r *Repository) follow(ctx context.Context, g *grant, u *url.URL, header http.Header) (*http.Response, error) {
+func (r *Repository) follow(ctx context.Context, g *grant, u *url.URL, req request) (*http.Response, error) {
 	for range maxRedirects + 1 {
 		if err := r.checkScheme(u); err != nil {
 			return nil, err
 		}
-		req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: maps.Clone(header)}).WithContext(ctx)
+		out := (&http.Request{Method: req.method, URL: u, Host: u.Host, Header: make(http.Header)}).WithContext(ctx)
+		maps.Copy(out.Header, req.header)
 		if g != nil && g.header != "" && r.isRegistry(u) && u.Scheme == g.scheme {
-			req.Header.Set("Authorization", g.header)
+			out.Header.Set("Authorization", g.header)
 		}
-		resp, err := r.meter.RoundTrip(req)
+		resp, err := r.roundTrip(ctx, out, req.body)
 		if err != nil {
-			return nil, networkError(ctx, err)
+			return nil, err
 		}
-		if !isRedirect(resp.StatusCode) {
+		if !isRedirect(req.method, resp.StatusCode) {
 			return resp, nil
 		}
 		next, err := resp.Location()
@@ -74,11 +93,14 @@ func (r *Repository) follow(ctx context.Context, g *grant, u *url.URL, header ht
 	return nil, fmt.Errorf("more than %d redirects", maxRedirects)
 }
 
-func isRedirect(status int) bool {
+// isRedirect reports whether the same is to be asked elsewhere. After most
+// redirects of what changes something, a GET would have to follow.
+func isRedirect(method string, status int) bool {
 	switch status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
-		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		return true
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther:
+		return method == http.MethodGet || method == http.MethodHead
 	default:
 		return false
 	}
