@@ -71,7 +71,8 @@ func (r *Repository) pushBlob(ctx context.Context, desc blob.Descriptor, content
 
 // hasBlob reports whether the registry has a blob.
 func (r *Repository) hasBlob(ctx context.Context, d digest.Digest) (bool, error) {
-	resp, err := r.send(ctx, request{method: http.MethodHead, resource: "blobs/" + d.String(), push: true})
+	ask := request{method: http.MethodHead, resource: "blobs/" + d.String(), push: true}
+	resp, err := r.send(ctx, ask) //nolint:bodyclose // drain closes it
 	if err != nil {
 		return false, err
 	}
