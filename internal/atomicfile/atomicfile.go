@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Write replaces the file with data and makes it durable.
@@ -66,6 +67,19 @@ const suffix = ".tmp"
 // Clean removes from dir what processes that were killed while they replaced a
 // file have left. Nobody may be replacing one meanwhile.
 func Clean(dir string) error {
+	return clean(dir, func(fs.DirEntry) (bool, error) { return true, nil })
+}
+
+// CleanBefore is Clean where others may be replacing files: it removes what has
+// not been written to since t.
+func CleanBefore(dir string, t time.Time) error {
+	return clean(dir, func(e fs.DirEntry) (bool, error) {
+		info, err := e.Info() // it may be complete by now, and gone
+		return err == nil && info.ModTime().Before(t), err
+	})
+}
+
+func clean(dir string, which func(fs.DirEntry) (bool, error)) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("cleaning %s: %w", dir, err)
@@ -74,7 +88,11 @@ func Clean(dir string) error {
 		if !strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), suffix) {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+		ok, err := which(e)
+		if err == nil && ok {
+			err = os.Remove(filepath.Join(dir, e.Name()))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cleaning %s: %w", dir, err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
@@ -96,6 +97,36 @@ func TestWhatFailsChangesNothing(t *testing.T) {
 	}
 	if err := atomicfile.Write(filepath.Join(filepath.Dir(name), "none", "file"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestCleanBefore(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	for name, age := range map[string]time.Duration{".a.1.tmp": time.Hour, ".a.2.tmp": time.Minute, "a": time.Hour, ".a": time.Hour, "a.tmp": time.Hour} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, now, now.Add(-age))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := atomicfile.CleanBefore(dir, now.Add(-2*time.Minute)); err != nil {
+			t.Error(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if diff := cmp.Diff([]string{".a", ".a.2.tmp", "a", "a.tmp"}, left); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+	if err := atomicfile.CleanBefore(filepath.Join(dir, "none"), now); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: error = %v", err)
 	}
 }
 
