@@ -32,6 +32,7 @@ var levels = map[string]int{
 	"internal/index/zstdchunked": 2,
 	"internal/device":            2,
 	"internal/fusedev":           2,
+	"internal/indexstore":        2,
 	"internal/mount":             2,
 
 	"internal/imagestore": 3,
