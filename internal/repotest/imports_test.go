@@ -14,6 +14,7 @@ var levels = map[string]int{
 	"internal/atomicfile": 0,
 	"internal/blob":       0,
 	"internal/index":      0,
+	"internal/inflate":    0,
 	"internal/refpattern": 0,
 	"internal/rootsocket": 0,
 	"internal/shared":     0,
