@@ -73,7 +73,7 @@ func (z *Reader) storedHeader() error {
 }
 
 func (z *Reader) copyStored() error {
-	room := min(z.stored, WindowSize+outputSize-z.end)
+	room := min(z.stored, outputEnd-z.end)
 	n := copy(z.output[z.end:z.end+room], z.input[z.in:])
 	z.in += n
 	z.end += n

@@ -30,6 +30,7 @@ const (
 	// processor's cache when it is summed and copied, and much more than the
 	// window, which moves to the front each time.
 	outputSize = 128 << 10
+	outputEnd  = WindowSize + outputSize // of the part of the buffer that is to be filled
 
 	// plentyInput is more than the header of a block can have: three bits, 14,
 	// 19 lengths of three bits, 316 of at most seven and seven more.
@@ -61,8 +62,8 @@ type Reader struct {
 	// The input: what is left of the bytes read is input[in:]. Of those before
 	// it, nbits bits are in the lowest ones of bits, the next one lowest. There
 	// are less than eight, and zeros above them, except while symbols are decoded.
-	buffer []byte
-	input  []byte
+	buffer *[inputSize]byte
+	input  []byte // of buffer, from its beginning
 	in     int
 	read   int64 // bytes that src has given
 	bits   uint64
@@ -70,7 +71,7 @@ type Reader struct {
 
 	// The output: output[taken:end] is for the caller. What is before end is
 	// the window; matches may reach back to start, where the member begins.
-	output     []byte
+	output     *[outputEnd + maxOverrun]byte
 	taken, end int
 	start      int
 	flushed    int64 // bytes decompressed and no longer in output, less the window's
@@ -97,8 +98,8 @@ type Reader struct {
 // use, about 260 KiB.
 func NewReader(r io.Reader) *Reader {
 	z := &Reader{
-		buffer: make([]byte, inputSize),
-		output: make([]byte, WindowSize+outputSize+maxOverrun),
+		buffer: new([inputSize]byte),
+		output: new([outputEnd + maxOverrun]byte),
 		tables: newTables(),
 	}
 	z.Reset(r)
@@ -203,7 +204,7 @@ func (z *Reader) fill() error {
 		if z.err != nil {
 			return z.err
 		}
-		if z.end >= WindowSize+outputSize {
+		if z.end >= outputEnd {
 			z.slide()
 		}
 		z.err = z.decompress()
@@ -215,7 +216,7 @@ func (z *Reader) fill() error {
 // slide moves the window to the front of output, all of which is taken.
 func (z *Reader) slide() {
 	by := z.end - WindowSize
-	copy(z.output, z.output[by:z.end])
+	copy(z.output[:], z.output[by:z.end])
 	z.flushed += int64(by)
 	z.start = max(0, z.start-by)
 	z.taken, z.end, z.summed = WindowSize, WindowSize, WindowSize
@@ -232,7 +233,7 @@ func (z *Reader) addUp() {
 // decompress fills output. It returns early, without an error, rather than
 // wait for input while there is some output.
 func (z *Reader) decompress() error {
-	for z.end < WindowSize+outputSize {
+	for z.end < outputEnd {
 		if len(z.input)-z.in < plentyInput && z.srcErr == nil && z.end > z.taken {
 			return nil
 		}
@@ -253,7 +254,7 @@ func (z *Reader) decompress() error {
 // more reads from the source, once if that gives something, and reports whether
 // there is more input now.
 func (z *Reader) more() bool {
-	kept := copy(z.buffer, z.input[z.in:])
+	kept := copy(z.buffer[:], z.input[z.in:])
 	z.input, z.in = z.buffer[:kept], 0
 	for range 100 { // as often as bufio tries
 		if z.srcErr != nil {

@@ -24,7 +24,7 @@ var errBlockEnds = errors.New("block ends")
 // symbols decodes a block's symbols, as many as the input has and the output takes.
 func (z *Reader) symbols() error {
 	err := z.fast()
-	for err == nil && z.end < WindowSize+outputSize {
+	for err == nil && z.end < outputEnd {
 		err = z.symbol()
 	}
 	// Whole bytes go back to the input, so that what is between blocks is the same
@@ -112,37 +112,41 @@ var (
 
 // fast decodes symbols as long as there is more input and more room than any of
 // them needs, so that nothing of that has to be checked in between.
+//
+// It is where the time goes. Of nbits only the lowest six bits count: so whole
+// entries can be subtracted, whose lowest six bits are how many bits are used.
 func (z *Reader) fast() error {
 	var (
-		in, input   = z.in, z.input
+		in, input   = z.in, z.buffer
 		out, output = z.end, z.output
 		bits, nbits = z.bits, z.nbits
 		lit, dist   = &z.tables.lit, &z.tables.dist
-		inEnd       = len(input) - fastInput
+		inEnd       = len(z.input) - fastInput
 		err         error
 	)
-	for in <= inEnd && out < WindowSize+outputSize {
+	for in <= inEnd && out < outputEnd {
 		// Fill up to 56 bits or more. Above nbits, bits has what comes next, or zeros.
 		bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
-		in += int(63-nbits) >> 3
+		in += int(^nbits & 63 >> 3)
 		nbits |= 56
 
+		// Three literals at most have 33 bits of these, or two and a length 42.
 		e := lit[bits&(1<<litBits-1)]
 		if e&isLiteral != 0 {
 			bits >>= e & 63
-			nbits -= uint(e & 63)
+			nbits -= uint(e)
 			output[out] = byte(e >> 16)
 			out++
 			e = lit[bits&(1<<litBits-1)]
 			if e&isLiteral != 0 {
 				bits >>= e & 63
-				nbits -= uint(e & 63)
+				nbits -= uint(e)
 				output[out] = byte(e >> 16)
 				out++
 				e = lit[bits&(1<<litBits-1)]
 				if e&isLiteral != 0 {
 					bits >>= e & 63
-					nbits -= uint(e & 63)
+					nbits -= uint(e)
 					output[out] = byte(e >> 16)
 					out++
 					continue
@@ -157,28 +161,28 @@ func (z *Reader) fast() error {
 			}
 			if e&isLiteral != 0 {
 				bits >>= e & 63
-				nbits -= uint(e & 63)
+				nbits -= uint(e)
 				output[out] = byte(e >> 16)
 				out++
 				continue
 			}
-			if e&isSpecial != 0 {
-				if e&isEnd != 0 {
-					bits >>= e & 63
-					nbits -= uint(e & 63)
-					err = errBlockEnds
-				} else {
-					err = errCode
-				}
+			if e&isEnd != 0 {
+				bits >>= e & 63
+				nbits -= uint(e)
+				err = errBlockEnds
+				break
+			}
+			if e&isInvalid != 0 {
+				err = errCode
 				break
 			}
 		}
 		length := int(e>>16 + extra(bits, e))
 		bits >>= e & 63
-		nbits -= uint(e & 63)
+		nbits -= uint(e)
 
 		bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
-		in += int(63-nbits) >> 3
+		in += int(^nbits & 63 >> 3)
 		nbits |= 56
 
 		e = dist[bits&(1<<distBits-1)]
@@ -193,35 +197,29 @@ func (z *Reader) fast() error {
 		}
 		from := int(e>>16 + extra(bits, e))
 		bits >>= e & 63
-		nbits -= uint(e & 63)
+		nbits -= uint(e)
 		if from > out-z.start {
 			err = errFar
 			break
 		}
-		repeat(output, out, from, length)
-		out += length
-	}
-	z.in, z.end, z.bits, z.nbits = in, out, bits, nbits
-	return err
-}
 
-// repeat appends to output[:end] the length bytes that begin dist before its end.
-// It may write up to maxOverrun bytes more.
-func repeat(output []byte, end, dist, length int) {
-	to, from := output[end:], output[end-dist:]
-	switch {
-	case dist >= 16:
-		for i := 0; i < length; i += 16 {
-			*(*[16]byte)(to[i:]) = *(*[16]byte)(from[i:])
+		end := out + length
+		switch {
+		case from >= 16:
+			for ; out < end; out += 16 {
+				*(*[16]byte)(output[out:]) = *(*[16]byte)(output[out-from:])
+			}
+		case from >= 8:
+			for ; out < end; out += 8 {
+				*(*[8]byte)(output[out:]) = *(*[8]byte)(output[out-from:])
+			}
+		default: // what is written last is read next, so each step adds so many bytes
+			for ; out < end; out += from {
+				*(*[8]byte)(output[out:]) = *(*[8]byte)(output[out-from:])
+			}
 		}
-	case dist >= 8:
-		for i := 0; i < length; i += 8 {
-			*(*[8]byte)(to[i:]) = *(*[8]byte)(from[i:])
-		}
-	default:
-		// What is written last is read next, so each step adds dist bytes.
-		for i := 0; i < length; i += dist {
-			*(*[8]byte)(to[i:]) = *(*[8]byte)(from[i:])
-		}
+		out = end
 	}
+	z.in, z.end, z.bits, z.nbits = in, out, bits, nbits&63
+	return err
 }
