@@ -41,6 +41,7 @@ needs() {
 		systemd-analyze systemd
 		make make
 		gcc gcc
+		/usr/include/zlib.h zlib1g-dev
 		git git
 		/usr/include/stdlib.h libc6-dev
 		/etc/ssl/certs/ca-certificates.crt ca-certificates

@@ -21,7 +21,9 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/docker/go-units"
+	"go.podman.io/image/v5/docker/reference"
 
+	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/refpattern"
 )
 
@@ -64,6 +66,16 @@ type Config struct {
 	AuthFiles                []string `toml:"auth_files"`
 	CredentialProviderConfig string   `toml:"credential_provider_config"`
 	CredentialProviderBinDir string   `toml:"credential_provider_bin_dir"`
+
+	Index Index `toml:"index"`
+}
+
+// Index is the settings for layers that carry no index. They come last in the file.
+type Index struct {
+	Stores  []index.Place `toml:"stores"`
+	Publish []index.Place `toml:"publish"`
+	Trust   index.Trust   `toml:"trust"`
+	Build   bool          `toml:"build"`
 }
 
 // Bytes is a size, written with a unit: "8MiB".
@@ -226,6 +238,13 @@ func (c *Config) Validate() error {
 	if err := c.Exclude.Validate(); err != nil {
 		return fmt.Errorf("exclude: %w", err)
 	}
+	for name, places := range map[string][]index.Place{"index.stores": c.Index.Stores, "index.publish": c.Index.Publish} {
+		for _, p := range places {
+			if !validPlace(string(p)) {
+				return fmt.Errorf(`%s: %q: want "registry", the path of a directory, or docker://HOST/REPOSITORY without a tag`, name, p)
+			}
+		}
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		return fmt.Errorf("log_level = %q: want debug, info, warn or error", c.LogLevel)
 	}
@@ -254,6 +273,18 @@ func (c *Config) Validate() error {
 		}
 	}
 	return nil
+}
+
+func validPlace(p string) bool {
+	if p == string(index.RegistryPlace) || filepath.IsAbs(p) {
+		return true
+	}
+	name, ok := strings.CutPrefix(p, index.RepositoryPlace)
+	if !ok {
+		return false
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	return err == nil && reference.IsNameOnly(named) && named.Name() == name
 }
 
 func (c *Config) validateCredentials() error {

@@ -26,6 +26,7 @@ import (
 	"github.com/holdfast/holdfast/internal/fill"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/mount"
@@ -168,6 +169,13 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	}
 	d.registry = registry.New(d.registryConfig())
 	defer d.registry.Close()
+	finder, err := indexes.New(indexes.Config{
+		Own: filepath.Join(d.cfg.Root, "indexes"), Look: d.cfg.Index.Stores, Publish: d.cfg.Index.Publish,
+		Registry: d.registry, Logger: d.log, Tool: "holdfast/" + Version,
+	})
+	if err != nil {
+		return err
+	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	d.preparer, err = prepare.New(background, prepare.Config{
@@ -175,10 +183,12 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 			Trusted: d.cfg.Trusted, Exclude: d.cfg.Exclude,
 			TopLayerLimit: int64(d.cfg.TopLayerLimit),
 			StallTimeout:  time.Duration(d.cfg.StallTimeout),
+			IndexTrust:    d.cfg.Index.Trust,
+			Build:         d.cfg.Index.Build,
 			RuntimeRoots:  d.cfg.RuntimeRoots,
 			Grace:         time.Duration(d.cfg.GCGrace),
 		},
-		Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept,
+		Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
 		Images: filepath.Join(d.cfg.Root, "images"), Logger: d.log,
 	})
 	if err != nil {

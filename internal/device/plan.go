@@ -4,6 +4,7 @@ package device
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,6 +42,8 @@ const (
 	extraAllowance = 11 << 20
 	// Chunks this close in the blob share a request.
 	maxGap = 16 << 10
+	// Spans may begin with the byte that the one before ends with.
+	shared = 1
 	// The compressed bytes of one request: four of the largest chunks, which may
 	// be a little larger than their content. In one request they come one after
 	// the other; in several they would share the line, and all come late.
@@ -115,10 +118,14 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 			missing = append(missing, end)
 		}
 	}
-	for _, run := range d.runs(missing) {
+	for _, run := range d.runs(d.whole(missing)) {
 		before, behind := d.neighbours(run)
 		f := d.start(slices.Concat(before, run, behind), ReadAhead)
-		wait = append(wait, f.flights[len(before):len(before)+len(run)]...)
+		for _, fl := range f.flights {
+			if fl.chunk >= first && fl.chunk < end {
+				wait = append(wait, fl)
+			}
+		}
 	}
 	if !d.cache.Full() { // what is not stored would only displace what is needed
 		d.readAhead(off, n)
@@ -182,12 +189,18 @@ func follows(prev, c index.Chunk, end int64) bool {
 	if c.BlobOffset == prev.BlobOffset {
 		return c.InnerOffset >= prev.InnerOffset+prev.Size
 	}
+	if c.Digest == [sha256.Size]byte{} {
+		end -= shared
+	}
 	return c.BlobOffset >= end && c.BlobOffset-end <= maxGap
 }
 
 // neighbours returns chunks before and behind a run that its request takes
 // along, each ascending, within the budget.
 func (d *Device) neighbours(run []int) (before, behind []int) {
+	if d.table.Spans() > 0 {
+		return nil, nil // a span is large enough
+	}
 	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
 	start, end := first.BlobOffset, last.BlobOffset+last.BlobSize
 	window := d.misses.window(start)
@@ -276,7 +289,7 @@ func (d *Device) readAhead(off, n int64) {
 	if len(missing) == 0 || d.table.At(missing[0]).Offset > s.next+window/2 {
 		return
 	}
-	for _, run := range d.runs(missing) {
+	for _, run := range d.runs(d.whole(missing)) {
 		d.start(run, ReadAhead).keep = true
 	}
 }

@@ -75,7 +75,7 @@ func (d *Device) startPrefetch(i, end int, p Priority, wanted func(index.Chunk) 
 	}
 	var missing []int
 	var flights []*flight
-	var size int64
+	var size, frame int64
 	for ; i < end && size < maxRequest; i++ {
 		c := d.table.At(i)
 		if !wanted(c) {
@@ -84,11 +84,14 @@ func (d *Device) startPrefetch(i, end int, p Priority, wanted func(index.Chunk) 
 		if f := d.flights[i]; f != nil {
 			flights = append(flights, f)
 		} else if !d.cache.Has(i) {
+			if len(missing) == 0 || c.BlobOffset != frame {
+				size += c.BlobSize
+			}
+			frame = c.BlobOffset
 			missing = append(missing, i)
-			size += c.BlobSize
 		}
 	}
-	for _, run := range d.runs(missing) {
+	for _, run := range d.runs(d.whole(missing)) {
 		f := d.start(run, p)
 		f.keep = true
 		flights = append(flights, f.flights...)

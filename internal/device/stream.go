@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/inflate"
 )
 
 // maxDrain is how much of a body is read only to keep its connection.
@@ -44,9 +45,22 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 		workers.Put(w)
 	}()
 	w.reset(d.table.Compression(), &yielding{d: d, f: f, r: body}, first.BlobOffset)
+	store := d.streamChunks
+	if d.table.Spans() > 0 {
+		store = d.streamSpans
+	}
+	failed, err := store(f, src, w, flights)
+	if err == nil || errors.Is(err, blob.ErrCorrupt) {
+		// The end of the last frame holds no chunk. Without it the connection could
+		// not be used again, which costs the next fetch a round trip or more.
+		_, _ = io.CopyN(io.Discard, body, maxDrain)
+	}
+	return failed, err
+}
 
-	var failed []*flight
-	var last error
+// streamChunks is what stream does with the body of its request where each chunk
+// has a digest.
+func (d *Device) streamChunks(f *fetch, src blob.Source, w *worker, flights []*flight) (failed []*flight, last error) {
 	for i, fl := range flights {
 		err := d.store(f, w, fl.chunk)
 		if err == nil || errors.Is(err, cache.ErrFull) { // no other source would help
@@ -61,9 +75,6 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 		fl.blame(src)
 		failed, last = append(failed, fl), err
 	}
-	// The end of the last frame holds no chunk. Without it the connection could
-	// not be used again, which costs the next fetch a round trip or more.
-	_, _ = io.CopyN(io.Discard, body, maxDrain)
 	return failed, last
 }
 
@@ -105,12 +116,15 @@ var workers = sync.Pool{New: func() any {
 
 // worker reads chunks, in order, out of one stream of a blob.
 type worker struct {
-	src  io.Reader // the blob
-	pos  int64     // offset in the blob of the next byte of src
-	gzip *gzip.Reader
-	zstd *zstd.Decoder
-	hash hash.Hash
-	buf  []byte
+	src     io.Reader // the blob
+	pos     int64     // offset in the blob of the next byte of src
+	last    byte      // the one before that, if
+	any     bool      // any byte has been read
+	gzip    *gzip.Reader
+	zstd    *zstd.Decoder
+	inflate *inflate.Reader
+	hash    hash.Hash
+	buf     []byte
 
 	compression index.Compression
 	left        int64         // compressed bytes of the open frame that are still in src
@@ -130,6 +144,9 @@ func (c compressed) Read(p []byte) (int, error) {
 	n, err := c.w.src.Read(p[:min(int64(len(p)), c.w.left)])
 	c.w.left -= int64(n)
 	c.w.pos += int64(n)
+	if n > 0 {
+		c.w.last, c.w.any = p[n-1], true
+	}
 	if errors.Is(err, io.EOF) && c.w.left > 0 {
 		err = io.ErrUnexpectedEOF
 	}
@@ -146,7 +163,7 @@ func (e *sourceError) Error() string { return e.err.Error() }
 func (e *sourceError) Unwrap() error { return e.err }
 
 func (w *worker) reset(c index.Compression, r io.Reader, pos int64) {
-	w.src, w.pos, w.compression, w.plain, w.left = r, pos, c, nil, 0
+	w.src, w.pos, w.any, w.compression, w.plain, w.left = r, pos, false, c, nil, 0
 }
 
 // chunk writes the content of c to out and returns nil only if it matches c's

@@ -37,7 +37,8 @@ func (f *Filler) look(ctx context.Context, l *layer.Layer, src blob.Source) (lay
 	defer body.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	r := f.polite(ctx, body, filling.Priority)
 	out := newBehind(filling)
-	res, err := stream.ReadTree(ctx, r, desc.Size, out)
+	spans := &pointCheck{table: l.Chunks()}
+	res, err := stream.ReadTree(ctx, telling{r, filling.Blob}, desc.Size, out, spans.points())
 	err = errors.Join(err, out.close())
 	switch {
 	case errors.Is(err, index.ErrTooLarge):
@@ -54,11 +55,14 @@ func (f *Filler) look(ctx context.Context, l *layer.Layer, src blob.Source) (lay
 	case err != nil:
 		return layer.Verdict{}, err
 	}
-	return judge(l, res, filling.Finish())
+	if mismatch := filling.Finish(); mismatch != nil { // not an error that holds nil
+		return judge(l, res, mismatch)
+	}
+	return judge(l, res, spans.finish(res.Index))
 }
 
 // judge compares what came with what the layer is said to be.
-func judge(l *layer.Layer, res *stream.Result, mismatch *device.Mismatch) (layer.Verdict, error) {
+func judge(l *layer.Layer, res *stream.Result, mismatch error) (layer.Verdict, error) {
 	if res.Blob != l.Digest {
 		return layer.Verdict{}, fmt.Errorf("%w: it has %s", errLie, res.Blob)
 	}

@@ -53,6 +53,9 @@ func (b *Builder) Content() (offset, size int64) {
 // Offset is relative to the file. A chunk with BlobSize 0 is a hole and reads
 // as zeros; for [ToNext] see there.
 func (b *Builder) AddChunk(c Chunk) error {
+	if c.BlobSize == inSpan {
+		return fmt.Errorf("entry %.256q: chunk of %d bytes in the blob: %w", b.file.name, c.BlobSize, ErrInvalid)
+	}
 	if err := b.addChunk(c); err != nil {
 		return fmt.Errorf("entry %.256q: %w", b.file.name, err)
 	}
@@ -68,17 +71,19 @@ func (b *Builder) addChunk(c Chunk) error {
 	if c.BlobSize == 0 {
 		return nil // a hole
 	}
-	if c.BlobSize == ToNext {
+	switch {
+	case c.BlobSize == inSpan:
+	case c.BlobSize == ToNext:
 		if c.BlobOffset < 0 || c.BlobOffset >= b.blob {
 			return fmt.Errorf("chunk at %d of a blob of %d bytes: %w", c.BlobOffset, b.blob, ErrInvalid)
 		}
-	} else if c.BlobOffset < 0 || c.BlobSize < 0 || c.BlobOffset > b.blob || c.BlobSize > b.blob-c.BlobOffset {
+	case c.BlobOffset < 0 || c.BlobSize < 0 || c.BlobOffset > b.blob || c.BlobSize > b.blob-c.BlobOffset:
 		return fmt.Errorf("chunk at %d+%d of a blob of %d bytes: %w", c.BlobOffset, c.BlobSize, b.blob, ErrInvalid)
 	}
 	if c.InnerOffset < 0 || c.InnerOffset > math.MaxInt64-c.Size {
 		return fmt.Errorf("chunk at %d inside its frame: %w", c.InnerOffset, ErrInvalid)
 	}
-	if c.Size > b.limits.ChunkBytes {
+	if c.Size > b.limits.ChunkBytes && c.BlobSize != inSpan { // that is cut later
 		return fmt.Errorf("chunk of %d bytes: %w", c.Size, ErrTooLarge)
 	}
 	if len(b.chunks) >= b.limits.Chunks {

@@ -3,7 +3,7 @@
 // Package index is the model of what a layer holds: its file tree, and where
 // the bytes of its files lie in the layer's blob.
 //
-// Decoders (packages estargz, zstdchunked, stream) feed what they read to a
+// Decoders (packages estargz, zstdchunked, soci, stream) feed what they read to a
 // [Builder]; it is the one place where hostile input is checked, so an [Index]
 // that exists is sound: every path lies inside the tree, every chunk inside the
 // blob, every file is covered by its chunks without gap or overlap, and
@@ -20,6 +20,7 @@ package index
 
 import (
 	"crypto/sha256"
+	"io"
 	"time"
 )
 
@@ -34,6 +35,7 @@ type Kind string
 const (
 	EStargz     Kind = "estargz"
 	ZstdChunked Kind = "zstd:chunked"
+	SOCI        Kind = "soci"
 	Stream      Kind = "stream" // built by reading the whole layer
 )
 
@@ -61,6 +63,12 @@ type Index struct {
 	RootImplied bool
 	// Chunks are sorted by Offset; what no chunk covers reads as zeros.
 	Chunks []Chunk
+	// Spans are sorted; if there are any, each chunk lies in the one that has its
+	// BlobOffset, and has no digest.
+	Spans []Span
+	// Windows holds what gzip spans refer to: see [Span]. It must be read before
+	// what the index was made of is closed.
+	Windows io.ReaderAt
 	// DeviceSize is the length of the device in bytes, a multiple of [BlockSize].
 	DeviceSize int64
 	// Landmark is the offset in the blob up to which an eStargz image asks for
@@ -117,7 +125,7 @@ type Chunk struct {
 	BlobSize   int64
 	// InnerOffset is where the chunk starts in the decompressed frame.
 	InnerOffset int64
-	// Digest is the sha256 of the uncompressed chunk.
+	// Digest is the sha256 of the uncompressed chunk; zero if its [Span] has one.
 	Digest [sha256.Size]byte
 }
 

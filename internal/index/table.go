@@ -16,15 +16,21 @@ import (
 )
 
 // The chunk table on disk: a header, then one record a chunk, sorted by offset
-// in the device. All integers are little endian.
+// in the device, then one a span, sorted by offset in the blob, then the windows
+// of the spans that have one, in their order. All integers are little endian.
 //
-//	header: magic [8]byte, records u64, device size u64, compression u8,
-//	        reserved [3]byte, crc32c of the records and of the header before it u32
-//	record: offset, size, blob offset, blob size, inner offset u64, digest [32]byte
+//	header: magic [8]byte, chunks u64, device size u64, compression u8,
+//	        spans [3]byte, crc32c of the records and of the header before it u32
+//	chunk:  offset, size, blob offset, blob size, inner offset u64, digest [32]byte
+//	span:   blob offset, blob size, start u64, digest [32]byte, bits u8,
+//	        reserved [3]byte, window: its number plus one u32, its crc32c u32,
+//	        reserved [4]byte
 const (
 	tableMagic  = "HFCHUNK1"
 	headerSize  = 32
 	recordSize  = 5*8 + sha256.Size
+	spanSize    = 3*8 + sha256.Size + 16
+	maxSpans    = 1<<24 - 1
 	maxTableLen = int64(1) << 36
 )
 
@@ -32,8 +38,18 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // WriteTable writes the chunks of an index. The caller makes the file durable.
 func WriteTable(w io.WriteSeeker, idx *Index) error {
-	if _, err := w.Seek(headerSize, io.SeekStart); err != nil {
+	if err := writeTable(w, idx); err != nil {
 		return fmt.Errorf("writing chunk table: %w", err)
+	}
+	return nil
+}
+
+func writeTable(w io.WriteSeeker, idx *Index) error {
+	if len(idx.Spans) > maxSpans {
+		return fmt.Errorf("%d spans: %w", len(idx.Spans), ErrTooLarge)
+	}
+	if _, err := w.Seek(headerSize, io.SeekStart); err != nil {
+		return err
 	}
 	crc := crc32.New(castagnoli)
 	buf := bufio.NewWriterSize(io.MultiWriter(w, crc), 1<<16)
@@ -44,25 +60,29 @@ func WriteTable(w io.WriteSeeker, idx *Index) error {
 		}
 		copy(rec[40:], c.Digest[:])
 		if _, err := buf.Write(rec[:]); err != nil {
-			return fmt.Errorf("writing chunk table: %w", err)
+			return err
 		}
 	}
+	if err := writeSpans(buf, idx); err != nil {
+		return err
+	}
 	if err := buf.Flush(); err != nil {
-		return fmt.Errorf("writing chunk table: %w", err)
+		return err
+	}
+	if err := writeWindows(w, idx); err != nil {
+		return err
 	}
 	var head [headerSize]byte
 	copy(head[:], tableMagic)
 	binary.LittleEndian.PutUint64(head[8:], uint64(len(idx.Chunks)))
 	binary.LittleEndian.PutUint64(head[16:], uint64(idx.DeviceSize))
-	head[24] = byte(idx.Compression)
+	binary.LittleEndian.PutUint32(head[24:], uint32(len(idx.Spans))<<8|uint32(idx.Compression)) //nolint:gosec // maxSpans
 	binary.LittleEndian.PutUint32(head[28:], crc32.Update(crc.Sum32(), castagnoli, head[:28]))
 	if _, err := w.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("writing chunk table: %w", err)
+		return err
 	}
-	if _, err := w.Write(head[:]); err != nil {
-		return fmt.Errorf("writing chunk table: %w", err)
-	}
-	return nil
+	_, err := w.Write(head[:])
+	return err
 }
 
 // Table is the chunks of a layer, on disk: its pages are the kernel's to drop.
@@ -71,6 +91,7 @@ type Table struct {
 	compression Compression
 	deviceSize  int64
 	n           int
+	spans       int
 	mapped      []byte
 }
 
@@ -93,7 +114,7 @@ func openTable(name string) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() < headerSize || info.Size() > maxTableLen || (info.Size()-headerSize)%recordSize != 0 {
+	if info.Size() < headerSize || info.Size() > maxTableLen {
 		return nil, fmt.Errorf("%d bytes: %w", info.Size(), ErrInvalid)
 	}
 	m, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
@@ -102,15 +123,30 @@ func openTable(name string) (*Table, error) {
 	}
 	t := &Table{
 		mapped:      m,
-		n:           int((info.Size() - headerSize) / recordSize),
 		deviceSize:  int64(binary.LittleEndian.Uint64(m[16:])),
 		compression: Compression(m[24]),
 	}
-	if string(m[:8]) != tableMagic || binary.LittleEndian.Uint64(m[8:]) != uint64(t.n) ||
-		crc32.Update(crc32.Checksum(m[headerSize:], castagnoli), castagnoli, m[:28]) != binary.LittleEndian.Uint32(m[28:]) {
-		return nil, fmt.Errorf("damaged: %w", closeAfter(t, ErrInvalid))
+	if err := t.check(); err != nil {
+		return nil, closeAfter(t, err)
 	}
 	return t, nil
+}
+
+// check looks whether the table is whole. Windows are checked when they are read.
+func (t *Table) check() error {
+	m := t.mapped
+	chunks := binary.LittleEndian.Uint64(m[8:])
+	spans := binary.LittleEndian.Uint32(m[24:]) >> 8
+	if string(m[:8]) != tableMagic || chunks > uint64(len(m))/recordSize || uint64(spans) > uint64(len(m))/spanSize {
+		return fmt.Errorf("damaged: %w", ErrInvalid)
+	}
+	t.n, t.spans = int(chunks), int(spans) //nolint:gosec // bounded by the file's length
+	end := t.spansAt() + t.spans*spanSize
+	if end > len(m) || (len(m)-end)%WindowSize != 0 ||
+		crc32.Update(crc32.Checksum(m[headerSize:end], castagnoli), castagnoli, m[:28]) != binary.LittleEndian.Uint32(m[28:]) {
+		return fmt.Errorf("damaged: %w", ErrInvalid)
+	}
+	return nil
 }
 
 func closeAfter(t *Table, err error) error {

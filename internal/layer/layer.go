@@ -54,6 +54,8 @@ type Meta struct {
 	// BlobCompression is how the blob as a whole is compressed.
 	BlobCompression index.Compression `json:"blobCompression"`
 	Kind            index.Kind        `json:"kind"`
+	// Trust is what the index was worth when the layer was added.
+	Trust index.Trust `json:"trust"`
 	// Landmark is how much of the blob the image asks to have at once, in bytes.
 	Landmark int64     `json:"landmark,omitempty"`
 	Root     Root      `json:"root"`

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"golang.org/x/sync/errgroup"
 
@@ -14,8 +13,8 @@ import (
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/estargz"
-	"github.com/holdfast/holdfast/internal/index/stream"
 	"github.com/holdfast/holdfast/internal/index/zstdchunked"
+	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 )
 
@@ -47,9 +46,9 @@ func (p *Preparer) prepareLayers(ctx context.Context, img *resolved, plans []*pl
 	_ = g.Wait() // errors end up in the plans
 }
 
-// prepareLayer takes a layer that is there already, or adds it. A layer from a
-// registry that is not trusted is verified whole before anybody sees it:
-// runtimes would reuse its record for any image that names its digest.
+// prepareLayer takes a layer that is there already, or adds it. A layer that nobody
+// vouches for is verified whole before anybody sees it: runtimes would reuse its
+// record for any image that names its digest.
 func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, progress func(Event)) error {
 	key := l.Digest.String()
 	trusted := p.policy.Trusted.Match(img.ref)
@@ -60,10 +59,7 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 		if have, ok := p.layers.Get(l.Digest); ok {
 			return have, nil
 		}
-		if trusted {
-			return p.addLazy(ctx, img, l, progress)
-		}
-		return p.addVerified(ctx, img, l, progress)
+		return p.addLayer(ctx, img, l, trusted, progress)
 	})
 	if err != nil {
 		return err
@@ -86,6 +82,48 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 	return nil
 }
 
+// addLayer adds a layer by the best index there is: one that was made here serves
+// for everybody; one that the blob or somebody else brings, for an image that is
+// trusted. Without one the layer is read whole.
+func (p *Preparer) addLayer(ctx context.Context, img *resolved, l *plan, trusted bool, progress func(Event)) (*layer.Layer, error) {
+	least := p.policy.IndexTrust
+	if !trusted {
+		least = index.Verified
+	}
+	if least <= index.Bound && index.Annotated(l.desc.Annotations) {
+		got, err := p.addAnnotated(ctx, img, l, progress)
+		if !errors.Is(err, index.ErrNoIndex) {
+			return got, err
+		}
+	}
+	found, err := img.indexes.Find(ctx, indexes.Layer{Digest: l.Digest, Size: l.Size, DiffID: l.DiffID}, least)
+	if err == nil {
+		defer found.Close() //nolint:errcheck // unmaps
+		p.log.Debug("found index", "layer", l.Digest.String(), "from", found.From, "trust", found.Trust.String())
+		return p.addLazy(ctx, img, l, found.Index, found.Trust, progress)
+	}
+	// Before this there was no other way for an image that is not trusted.
+	if ctx.Err() != nil || !p.policy.Build && !index.Annotated(l.desc.Annotations) {
+		return nil, err
+	}
+	return p.addVerified(ctx, img, l, progress)
+}
+
+// addAnnotated adds a layer by the index that its blob carries.
+func (p *Preparer) addAnnotated(ctx context.Context, img *resolved, l *plan, progress func(Event)) (*layer.Layer, error) {
+	var idx *index.Index
+	err := errors.New("no source")
+	for _, src := range img.sources() {
+		if idx, err = openIndex(ctx, src, l); err == nil || errors.Is(err, index.ErrNoIndex) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the index of layer %s: %w", l.Digest, err)
+	}
+	return p.addLazy(ctx, img, l, idx, index.Bound, progress)
+}
+
 // openIndex reads the index that a layer brings along.
 func openIndex(ctx context.Context, src blob.Source, l *plan) (*index.Index, error) {
 	desc := blob.Descriptor{Digest: l.desc.Digest, Size: l.desc.Size}
@@ -97,18 +135,7 @@ func openIndex(ctx context.Context, src blob.Source, l *plan) (*index.Index, err
 }
 
 // addLazy adds a layer of which nothing but the index has been fetched.
-func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress func(Event)) (*layer.Layer, error) {
-	sources := img.sources()
-	var idx *index.Index
-	err := errors.New("no source")
-	for _, src := range sources {
-		if idx, err = openIndex(ctx, src, l); err == nil || errors.Is(err, index.ErrNoIndex) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the index of layer %s: %w", l.Digest, err)
-	}
+func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, idx *index.Index, trust index.Trust, progress func(Event)) (*layer.Layer, error) {
 	progress(Event{Layer: l.Digest, Total: l.Size})
 	if err := l.inheritRoot(ctx, idx); err != nil {
 		return nil, err
@@ -118,13 +145,13 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 		return nil, err
 	}
 	got, err := st.Commit(ctx, layer.Meta{
-		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID,
+		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, Trust: trust,
 		DiffSize: diffSize(idx, l.desc.Annotations), BlobCompression: l.compression,
 	}, idx, false)
 	if err != nil {
 		return nil, err
 	}
-	got.Device().AddSources(sources)
+	got.Device().AddSources(img.sources())
 	if got.Landmark > 0 {
 		p.background.Go(func() error {
 			if err := got.Device().PrefetchBlob(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {
@@ -134,69 +161,4 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, progress
 		})
 	}
 	return got, nil
-}
-
-// addVerified adds a layer after all of it has been fetched and matched its blob
-// digest and its diff ID. Its index is made from the verified tar: an index that
-// the blob carries could show another tree.
-func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, progress func(Event)) (*layer.Layer, error) {
-	var failed error
-	for _, src := range img.sources() {
-		got, err := p.addVerifiedFrom(ctx, src, l, progress)
-		if err == nil {
-			return got, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		failed = errors.Join(failed, fmt.Errorf("%s: %w", src, err))
-	}
-	return nil, failed
-}
-
-func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan, progress func(Event)) (_ *layer.Layer, err error) {
-	desc := blob.Descriptor{Digest: l.desc.Digest, Size: l.desc.Size}
-	body, err := src.Open(ctx, desc, 0, desc.Size)
-	if err != nil {
-		return nil, fmt.Errorf("fetching layer: %w", err)
-	}
-	defer body.Close() //nolint:errcheck // read only; a broken stream shows in Read
-	st, err := p.layers.Stage(l.Digest)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, st.Abort()) }()
-	res, err := stream.Read(ctx, &reporting{r: body, event: Event{Layer: l.Digest, Total: l.Size}, progress: progress}, desc.Size, st)
-	if err != nil {
-		return nil, fmt.Errorf("reading layer: %w", err)
-	}
-	if res.Blob != l.Digest {
-		return nil, fmt.Errorf("blob is %s, want %s: %w", res.Blob, l.Digest, blob.ErrCorrupt)
-	}
-	if res.DiffID != l.DiffID {
-		return nil, fmt.Errorf("diff ID is %s, the image states %s: %w", res.DiffID, l.DiffID, blob.ErrCorrupt)
-	}
-	if err := l.inheritRoot(ctx, res.Index); err != nil {
-		return nil, err
-	}
-	return st.Commit(ctx, layer.Meta{
-		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, DiffSize: diffSize(res.Index, nil),
-		BlobCompression: l.compression, Verdict: layer.Verdict{Verified: true},
-	}, res.Index, true)
-}
-
-// reporting reports what is read through it.
-type reporting struct {
-	r        io.Reader
-	event    Event
-	progress func(Event)
-}
-
-func (r *reporting) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	if n > 0 {
-		r.event.Done += int64(n)
-		r.progress(r.event)
-	}
-	return n, err
 }

@@ -27,6 +27,8 @@ import (
 	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/layer/layertest"
 	"github.com/holdfast/holdfast/internal/mount"
@@ -51,6 +53,8 @@ type node struct {
 	log    *logs
 	policy prepare.Policy
 	memory *os.File // of credentials, from one start to the next; may be nil
+	// look and publish are places of indexes.
+	look, publish []index.Place
 	// serve serves devices at a start; nil: in a FUSE mount of its own.
 	serve   func(t *testing.T) *layertest.Exporter
 	mounter *mount.Mounter // found at the first start
@@ -157,10 +161,16 @@ func (n *node) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	finder, err := indexes.New(indexes.Config{
+		Own: filepath.Join(n.dir, "indexes"), Look: n.look, Publish: n.publish, Registry: client, Logger: log, Tool: "test",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.Preparer, err = prepare.New(ctx, prepare.Config{
 		Policy: n.policy, Registry: client, Layers: n.layers, Store: n.store, Kept: kept,
-		Images: filepath.Join(n.dir, "images"), Logger: log,
+		Images: filepath.Join(n.dir, "images"), Indexes: finder, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)

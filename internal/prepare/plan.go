@@ -20,6 +20,7 @@ type plan struct {
 	LayerResult
 	desc        v1.Descriptor
 	compression index.Compression
+	built       bool // its index was made for this image
 
 	below   *plan         // nil for the base
 	settled chan struct{} // closed when the layer is prepared or left; then
@@ -54,7 +55,7 @@ func (p *Preparer) plan(img *resolved) []*plan {
 		if l.compression, ok = layerCompression(desc.MediaType); !ok {
 			l.leave(fmt.Sprintf("media type %q is not supported", desc.MediaType))
 		}
-		if _, have := p.layers.Get(l.Digest); !have && !index.Annotated(desc.Annotations) {
+		if _, have := p.layers.Get(l.Digest); !have && !p.policy.Build && !index.Annotated(desc.Annotations) && !p.indexes.Looks() {
 			l.leave(index.ErrNoIndex.Error()) // now: nothing above it need be fetched
 		}
 		if slices.ContainsFunc(plans, func(below *plan) bool { return below.Digest == l.Digest }) {

@@ -22,6 +22,8 @@ import (
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/refpattern"
 	"github.com/holdfast/holdfast/internal/shared"
@@ -39,6 +41,12 @@ type Policy struct {
 	TopLayerLimit int64
 	// StallTimeout ends a preparation that has made no progress for so long.
 	StallTimeout time.Duration
+	// IndexTrust is the least that an index must be worth for its layer to be
+	// published before it has been verified whole.
+	IndexTrust index.Trust
+	// Build says that a layer without an index is read whole, verified, and
+	// published; otherwise it is left.
+	Build bool
 	// RuntimeRoots are the main stores of the runtimes.
 	RuntimeRoots []string
 	// Grace is how long what no runtime refers to is kept; see [Preparer.Run].
@@ -53,6 +61,8 @@ type Config struct {
 	Store    *imagestore.Store
 	// Kept keeps the credentials of pulls for the next process; may be nil.
 	Kept *credentials.Kept
+	// Indexes finds and keeps indexes of layers that carry none.
+	Indexes *indexes.Finder
 	// Images is the directory that keeps what has been prepared.
 	Images string
 	Logger *slog.Logger
@@ -65,6 +75,7 @@ type Preparer struct {
 	layers   *layer.Set
 	store    *imagestore.Store
 	kept     *credentials.Kept
+	indexes  *indexes.Finder
 	images   *images
 	log      *slog.Logger
 
@@ -85,7 +96,7 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 	}
 	p := &Preparer{
 		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
-		images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
+		indexes: c.Indexes, images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
 	}
 	return p, nil
 }
@@ -224,6 +235,7 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 		p.warm(img, plans)
 		return nil
 	})
+	p.publishIndexes(img, plans)
 	p.keep(res.Reference, req.Credentials)
 	if err := p.publish(ctx, img, res); err != nil {
 		return nil, err

@@ -18,6 +18,8 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/blob/retry"
+	"github.com/holdfast/holdfast/internal/indexes"
+	"github.com/holdfast/holdfast/internal/indexstore"
 )
 
 const maxConfig = 4 << 20 // bytes of an image configuration
@@ -32,10 +34,17 @@ func patience(sources int) retry.Policy {
 	return p
 }
 
+// sociAnnotation is how the manifest of an image names its SOCI index of version 2:
+// github.com/awslabs/soci-snapshotter, soci/soci_index.go.
+const sociAnnotation = "com.amazon.soci.index-digest"
+
 // resolved is an image of this platform, and where it can be read from.
 type resolved struct {
 	ref       reference.Named
 	digest    digest.Digest // of the platform's manifest
+	manifest  indexstore.Subject
+	bound     digest.Digest // the SOCI index that the manifest names, "" if it names none
+	indexes   *indexes.Image
 	layers    []v1.Descriptor
 	config    imageConfig
 	endpoints []*registry.Repository // the one that had the manifest first
@@ -82,6 +91,7 @@ func (p *Preparer) resolve(ctx context.Context, ref reference.Named, creds *regi
 		err := img.load(ctx, e)
 		if err == nil {
 			img.private = e.Authenticated()
+			img.indexes = p.indexes.Image(e, img.manifest, img.bound)
 			return img, nil
 		}
 		failed = errors.Join(failed, fmt.Errorf("%s: %w", e, err))
@@ -121,6 +131,8 @@ func (r *resolved) load(ctx context.Context, repo *registry.Repository) error {
 		return fmt.Errorf("parsing configuration %s: %w", manifest.Config.Digest, err)
 	}
 	r.digest, r.layers = m.Digest, manifest.Layers
+	r.manifest = indexstore.Subject{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))}
+	r.bound = digest.Digest(manifest.Annotations[sociAnnotation])
 	return r.check()
 }
 

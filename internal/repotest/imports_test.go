@@ -25,6 +25,7 @@ var levels = map[string]int{
 	"internal/cache":         1,
 	"internal/config":        1,
 	"internal/erofs":         1,
+	"internal/index/soci":    1,
 	"internal/index/toc":     1,
 
 	"internal/credentials":       2,
@@ -37,6 +38,7 @@ var levels = map[string]int{
 	"internal/mount":             2,
 
 	"internal/imagestore": 3,
+	"internal/indexes":    3,
 	"internal/keeper":     3,
 	"internal/layer":      3,
 	"internal/fill":       4,

@@ -5,6 +5,7 @@ package lab
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
@@ -22,10 +24,13 @@ import (
 )
 
 // Sample is the image that everything is tried on: a Debian root file system
-// with python3 and numpy, and a layer with a model's weights and the program
+// with python3 and a framework, and a layer with a model's weights and the program
 // that loads them.
 type Sample struct {
 	Dir string // where it is kept between runs
+	// Framework is what the program computes with: "numpy", the default, or "torch",
+	// with more than 1 GiB of files.
+	Framework string
 	// WeightsSize is the size of the weights file in bytes.
 	WeightsSize int64
 	// Suite is the Debian suite of the root file system.
@@ -43,8 +48,9 @@ const ReadSize = 64 << 20
 // ReadyLine is what the program prints when it is ready.
 const ReadyLine = "ready"
 
+// program is what the image runs; framework puts in the words that differ.
 const program = `import sys, time
-import numpy as np
+{import}
 
 def load(path, size):
     """Reads the start of the weights, as a server does with its first layers."""
@@ -60,9 +66,35 @@ def load(path, size):
     return total
 
 total = load("` + WeightsPath + `", int(sys.argv[1]) if len(sys.argv) > 1 else 64 << 20)
-m = np.arange(10000, dtype=np.float64).reshape(100, 100)
-print("` + ReadyLine + `", total, np.linalg.norm(m @ m.T), flush=True)
+{compute}
 `
+
+// framework is a way to compute.
+type framework struct {
+	packages         []string
+	imports, compute string
+}
+
+var frameworks = map[string]framework{
+	"numpy": {
+		[]string{"python3-numpy"}, "import numpy as np",
+		`m = np.arange(10000, dtype=np.float64).reshape(100, 100)
+print("` + ReadyLine + `", total, np.linalg.norm(m @ m.T), flush=True)`,
+	},
+	"torch": {
+		[]string{"python3-numpy", "python3-torch"}, "import numpy as np\nimport torch",
+		`m = torch.arange(10000, dtype=torch.float64).reshape(100, 100)
+print("` + ReadyLine + `", total, float(torch.linalg.norm(m @ m.T)), flush=True)`,
+	},
+}
+
+func (s Sample) framework() string { return cmp.Or(s.Framework, "numpy") }
+
+// program is the program of the sample.
+func (s Sample) program() string {
+	f := frameworks[s.framework()]
+	return strings.NewReplacer("{import}", f.imports, "{compute}", f.compute).Replace(program)
+}
 
 // Layers returns the sample's two layers in a format, made on first use. That
 // takes minutes; the results are kept in s.Dir.
@@ -75,8 +107,8 @@ func (s Sample) Layers(ctx context.Context, f testimage.Format) ([]testimage.Lay
 		name string
 		make func(ctx context.Context, tarPath string) error
 	}{
-		{"debian-" + s.Suite, s.makeRoot},
-		{fmt.Sprintf("weights-%d", s.WeightsSize>>20), s.makeWeights},
+		{s.rootName(), s.makeRoot},
+		{fmt.Sprintf("weights-%s%d", s.suffix(), s.WeightsSize>>20), s.makeWeights},
 	} {
 		l, err := s.layer(ctx, part.name, f, part.make)
 		if err != nil {
@@ -124,6 +156,17 @@ func (s Sample) layer(ctx context.Context, name string, f testimage.Format, make
 	return l, atomicfile.WriteJSON(path+".json", l, 0o600)
 }
 
+// rootName is the file name of the root file system, without an extension.
+func (s Sample) rootName() string { return "debian-" + s.suffix() + s.Suite }
+
+// suffix tells files of different frameworks apart.
+func (s Sample) suffix() string {
+	if s.framework() == "numpy" {
+		return ""
+	}
+	return s.framework() + "-"
+}
+
 func fileExtension(f testimage.Format) string {
 	switch f {
 	case testimage.ZstdChunked:
@@ -137,8 +180,8 @@ func fileExtension(f testimage.Format) string {
 
 // makeRoot makes a tar of a Debian root file system.
 func (s Sample) makeRoot(ctx context.Context, tarPath string) error {
-	root := filepath.Join(s.Dir, "debian-"+s.Suite)
-	if err := Debootstrap(ctx, root, s.Suite, s.Log, "python3", "python3-numpy"); err != nil {
+	root := filepath.Join(s.Dir, s.rootName())
+	if err := Debootstrap(ctx, root, s.Suite, s.Log, append([]string{"python3"}, frameworks[s.framework()].packages...)...); err != nil {
 		return err
 	}
 	s.Log("packing the root file system")
@@ -180,11 +223,11 @@ func (s Sample) makeWeights(_ context.Context, tarPath string) error {
 			return err
 		}
 		w := bufio.NewWriterSize(f, 1<<20)
-		return errors.Join(writeWeights(tar.NewWriter(w), s.WeightsSize), w.Flush(), f.Close())
+		return errors.Join(writeWeights(tar.NewWriter(w), s.WeightsSize, s.program()), w.Flush(), f.Close())
 	})
 }
 
-func writeWeights(w *tar.Writer, size int64) error {
+func writeWeights(w *tar.Writer, size int64, program string) error {
 	stamp := time.Unix(1_700_000_000, 0)
 	for _, dir := range []string{"app/", "models/"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: stamp}); err != nil {

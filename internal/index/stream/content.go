@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 	"strings"
 
@@ -22,13 +23,26 @@ func (s *reader) entry(tr *tar.Reader, h *tar.Header) error {
 	if err := s.builder.Add(e); err != nil {
 		return err
 	}
+	if s.entries != nil {
+		s.entries.Add(h, s.plain.n)
+	}
 	at, size := s.builder.Content()
 	step := int64(len(s.buf))
 	if isSparse(h) {
 		step = sparseBlock
 	}
-	if err := s.content(tr, at, size, step); err != nil {
+	var whole hash.Hash
+	if s.entries != nil && size > 0 && (!s.digests || size > chunkSize) {
+		whole = sha256.New()
+	}
+	if err := s.content(tr, at, size, step, whole); err != nil {
 		return fmt.Errorf("content of %.256q: %w", h.Name, err)
+	}
+	switch {
+	case whole != nil:
+		s.files = append(s.files, [sha256.Size]byte(whole.Sum(nil)))
+	case s.entries != nil && size > 0:
+		s.files = append(s.files, s.last) // its only chunk
 	}
 	return nil
 }
@@ -46,14 +60,18 @@ func isSparse(h *tar.Header) bool {
 }
 
 // content reads a file of size bytes that lies at offset at of the device, in
-// steps that lie in the tar as they are, or, in a sparse file, not at all.
-func (s *reader) content(tr io.Reader, at, size, step int64) error {
+// steps that lie in the tar as they are, or, in a sparse file, not at all. It goes
+// to whole, if that is not nil, as a whole.
+func (s *reader) content(tr io.Reader, at, size, step int64, whole hash.Hash) error {
 	run := chunk{reader: s, hash: sha256.New()}
 	for done := int64(0); done < size; {
 		n := min(step, size-done, chunkSize-run.size)
 		before := s.plain.n
 		if _, err := io.ReadFull(tr, s.buf[:n]); err != nil {
 			return unexpected(err)
+		}
+		if whole != nil {
+			whole.Write(s.buf[:n])
 		}
 		switch s.plain.n - before {
 		case n:
@@ -94,11 +112,7 @@ func unexpected(err error) error {
 // chunk is the chunk that is being read.
 type chunk struct {
 	*reader
-	hash interface {
-		io.Writer
-		Sum([]byte) []byte
-		Reset()
-	}
+	hash   hash.Hash
 	offset int64 // in the file
 	inner  int64 // in the tar
 	size   int64
@@ -124,14 +138,16 @@ func (c *chunk) flush() error {
 	if c.size == 0 {
 		return nil
 	}
-	out := index.Chunk{Offset: c.offset, Size: c.size, BlobSize: c.reader.size, InnerOffset: c.inner}
-	if c.compression == index.None {
-		out.BlobOffset, out.BlobSize, out.InnerOffset = c.inner, c.size, 0
-	}
+	out := index.Chunk{Offset: c.offset, Size: c.size, InnerOffset: c.inner}
 	if c.digests {
 		out.Digest = [sha256.Size]byte(c.hash.Sum(nil))
+		c.last = out.Digest
 		c.hash.Reset()
 	}
 	c.size = 0
-	return c.builder.AddChunk(out)
+	if c.compression == index.None {
+		out.BlobOffset, out.BlobSize, out.InnerOffset = out.InnerOffset, out.Size, 0
+		return c.builder.AddChunk(out)
+	}
+	return c.builder.AddContent(out)
 }

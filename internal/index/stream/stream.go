@@ -6,10 +6,13 @@
 // While it reads it computes the digest of the blob and its diff ID, for the
 // caller to compare, and hands the content of files to the caller at the very
 // offsets that the device of the index has. It holds buffers of fixed size and
-// the index, whatever the layer is.
+// the index, whatever the layer is. Fetching, decompressing, and looking at what
+// comes out of that go on side by side.
 //
-// The chunks of such an index cannot be fetched one by one unless the layer is not
-// compressed: their frame is the whole blob.
+// [Build] also finds the places where the blob can be read from later (spans.go,
+// frames.go), for an index whose content can be fetched in parts, and for the zTOC
+// that tells others. The chunks of other indexes cannot be fetched one by one
+// unless the layer is not compressed: their frame is the whole blob.
 package stream
 
 import (
@@ -23,12 +26,12 @@ import (
 	"io"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/index/soci"
+	"github.com/holdfast/holdfast/internal/inflate"
 )
 
 const (
@@ -37,6 +40,8 @@ const (
 	bufferSize = 256 << 10
 	// maxWindow bounds the memory of the zstd decoder.
 	maxWindow = 32 << 20
+	// zstdSpan is the least that the frames of a span decompress to.
+	zstdSpan = 1 << 20
 )
 
 // Result is what reading a layer yields.
@@ -44,8 +49,17 @@ type Result struct {
 	Index *index.Index
 	// Blob is the digest of the bytes that were read.
 	Blob digest.Digest
-	// DiffID is the digest of the decompressed bytes, to the very end.
+	// DiffID is the digest of the decompressed bytes, to the very end, and Size
+	// their number.
 	DiffID digest.Digest
+	Size   int64
+	// Files are the digests of the regular files with content, in order, if Build
+	// has read them.
+	Files [][sha256.Size]byte
+
+	entries *soci.Writer // of Build
+	spans   []index.Span
+	blob    int64
 }
 
 // Read reads a layer of size bytes from r, to its end, and writes the content of
@@ -56,51 +70,88 @@ type Result struct {
 //
 // It returns [index.ErrInvalid] or [index.ErrTooLarge] if the layer is none that a
 // normal pull would extract or if it is too large, [blob.ErrCorrupt] if r does not
-// have size bytes, the error of r or device, or that of ctx.
+// have size bytes, the error of r or device, or that of ctx. When it returns it
+// does not read r any more.
 func Read(ctx context.Context, r io.Reader, size int64, device io.WriterAt) (*Result, error) {
-	return read(ctx, r, size, device, true)
+	return read(ctx, r, size, &reader{device: device, digests: true})
 }
 
 // ReadTree is Read for those who check the content themselves: the chunks of its
-// index have no digests.
-func ReadTree(ctx context.Context, r io.Reader, size int64, device io.WriterAt) (*Result, error) {
-	return read(ctx, r, size, device, false)
+// index have no digests. If points is not nil it is told each place where the
+// decompression could begin: see [inflate.Reader.Points], and where frames of zstd
+// begin.
+func ReadTree(ctx context.Context, r io.Reader, size int64, device io.WriterAt, points func(inflate.Point, []byte) error) (*Result, error) {
+	return read(ctx, r, size, &reader{device: device, points: points})
 }
 
-func read(ctx context.Context, r io.Reader, size int64, device io.WriterAt, digests bool) (*Result, error) {
-	s, err := newReader(ctx, r, size)
-	if err != nil {
-		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, err)
+// Build is Read for an index that allows to read the blob in parts, as far as its
+// compression does. What its windows refer to is written to windows, from which
+// the index reads it again.
+func Build(ctx context.Context, r io.Reader, size int64, device io.WriterAt, windows Windows) (*Result, error) {
+	return read(ctx, r, size, &reader{device: device, digests: true, windows: windows, entries: soci.NewWriter()})
+}
+
+// Windows is a place for what spans refer to: a new file.
+type Windows interface {
+	io.Writer
+	io.ReaderAt
+}
+
+// WriteZTOC writes the zTOC of a layer that was read by Build, once. It returns
+// [soci.ErrNotExpressible] if there is none.
+func (r *Result) WriteZTOC(w io.Writer, tool string) error {
+	if r.entries == nil || len(r.spans) == 0 {
+		return soci.ErrNotExpressible
 	}
-	defer s.close()
-	s.device, s.digests = device, digests
-	if err := s.run(); err != nil {
-		return nil, fmt.Errorf("reading layer of %d bytes, at %d: %w", size, s.blob.n, s.explain(err))
+	return r.entries.WriteTo(w, soci.Layer{
+		Tool: tool, Compression: r.Index.Compression, BlobSize: r.blob, PlainSize: r.Size,
+		Spans: r.spans, Windows: r.Index.Windows,
+	})
+}
+
+func read(ctx context.Context, r io.Reader, size int64, s *reader) (*Result, error) {
+	if size < 0 {
+		return nil, fmt.Errorf("reading layer of %d bytes: negative size: %w", size, index.ErrInvalid)
 	}
-	idx, err := s.builder.Finish(index.Stream, s.compression)
+	s.blob = &meter{ctx: ctx, r: io.LimitReader(r, size+1), hash: sha256.New()}
+	s.size, s.builder, s.buf = size, index.NewBuilder(size, index.DefaultLimits()), make([]byte, bufferSize)
+	fetching := newAhead(s.blob)
+	defer fetching.stop()
+	s.compressed = bufio.NewReaderSize(fetching, bufferSize)
+	idx, err := s.read()
 	if err != nil {
-		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, err)
+		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, s.explain(err))
 	}
 	return &Result{
-		Index:  idx,
-		Blob:   digest.NewDigest(digest.SHA256, s.blob.hash),
-		DiffID: digest.NewDigest(digest.SHA256, s.diff.hash),
+		Index: idx, Size: s.diff.n,
+		Blob:    digest.NewDigest(digest.SHA256, s.blob.hash),
+		DiffID:  digest.NewDigest(digest.SHA256, s.diff.hash),
+		Files:   s.files,
+		entries: s.entries, spans: s.spans(), blob: size,
 	}, nil
 }
 
-// reader is the state of one Read.
+// reader is the state of one Read. The blob goes through its readers in this order.
 type reader struct {
 	size        int64
 	blob        *meter        // compressed
-	diff        *meter        // decompressed
-	plain       *position     // decompressed, as the tar reader sees it
 	compressed  *bufio.Reader // what the decompressor reads
 	compression index.Compression
-	close       func()
-	builder     *index.Builder
-	device      io.WriterAt
-	digests     bool // of chunks are wanted
-	buf         []byte
+	gzip        *gzipReader // one of these decompresses,
+	zstd        *zstdReader
+	none        *plainSpans // or this one looks on
+	diff        *meter      // decompressed
+	plain       *position   // decompressed, as the tar reader sees it
+
+	builder *index.Builder
+	device  io.WriterAt
+	digests bool                              // of chunks are wanted
+	points  func(inflate.Point, []byte) error // see ReadTree
+	windows Windows                           // see Build
+	entries *soci.Writer
+	files   [][sha256.Size]byte // digests, with entries
+	last    [sha256.Size]byte   // digest of the latest chunk
+	buf     []byte
 }
 
 // meter hashes and counts what is read through it.
@@ -138,25 +189,25 @@ func (p *position) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func newReader(ctx context.Context, r io.Reader, size int64) (*reader, error) {
-	if size < 0 {
-		return nil, fmt.Errorf("negative size: %w", index.ErrInvalid)
-	}
-	s := &reader{
-		size:    size,
-		blob:    &meter{ctx: ctx, r: io.LimitReader(r, size+1), hash: sha256.New()},
-		builder: index.NewBuilder(size, index.DefaultLimits()),
-		buf:     make([]byte, bufferSize),
-		close:   func() {},
-	}
-	s.compressed = bufio.NewReaderSize(s.blob, bufferSize)
+// read reads the blob and makes the index.
+func (s *reader) read() (*index.Index, error) {
 	plain, err := s.decompress()
 	if err != nil {
-		return nil, s.explain(err)
+		return nil, err
 	}
-	s.diff = &meter{ctx: ctx, r: plain, hash: sha256.New()}
+	decompressing := newAhead(plain)
+	defer func() {
+		decompressing.stop()
+		if s.zstd != nil {
+			s.zstd.close()
+		}
+	}()
+	s.diff = &meter{ctx: s.blob.ctx, r: decompressing, hash: sha256.New()}
 	s.plain = &position{r: bufio.NewReaderSize(s.diff, bufferSize)}
-	return s, nil
+	if err := s.run(); err != nil {
+		return nil, fmt.Errorf("at %d of the decompressed layer: %w", s.plain.n, err)
+	}
+	return s.finish()
 }
 
 // decompress detects the compression as containers/storage does, by magic number.
@@ -168,21 +219,65 @@ func (s *reader) decompress() (io.Reader, error) {
 	switch magic := string(head); {
 	case strings.HasPrefix(magic, "\x1f\x8b\x08"):
 		s.compression = index.Gzip
-		return gzip.NewReader(s.compressed)
+		switch {
+		case s.windows != nil:
+			s.gzip = newGzipReader(s.compressed, soci.SpanSize, s.windows)
+			s.digests = false // its chunks lie in spans
+		default:
+			s.gzip = newGzipReader(s.compressed, 0, nil)
+			if s.points != nil {
+				s.gzip.z.Points(0, s.points)
+			}
+		}
+		return s.gzip, nil
 	case strings.HasPrefix(magic, "\x28\xb5\x2f\xfd"):
 		s.compression = index.Zstd
-		z, err := zstd.NewReader(s.compressed,
-			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
+		if s.zstd, err = newZstdReader(s.compressed, zstdSpan); err != nil {
 			return nil, err
 		}
-		s.close = z.Close
-		return z, nil
+		s.zstd.points = s.points
+		return s.zstd, nil
 	case strings.HasPrefix(magic, "BZh"), strings.HasPrefix(magic, "\xfd7zXZ\x00"):
 		return nil, fmt.Errorf("compression %q is not supported: %w", magic, index.ErrInvalid)
 	}
 	s.compression = index.None
-	return s.compressed, nil
+	if s.entries == nil {
+		return s.compressed, nil
+	}
+	s.none = &plainSpans{hash: sha256.New(), size: soci.SpanSize}
+	return io.TeeReader(s.compressed, s.none), nil
+}
+
+// spans are those that were found, nil if nobody wanted them.
+func (s *reader) spans() []index.Span {
+	switch {
+	case s.entries == nil:
+		return nil
+	case s.gzip != nil:
+		return s.gzip.spans
+	case s.zstd != nil:
+		return s.zstd.spans
+	default:
+		s.none.end()
+		return s.none.spans
+	}
+}
+
+// finish makes the index. Chunks of a compressed blob lie in its spans, unless those
+// are too large to be fetched as one: a zstd blob mostly is a single frame.
+func (s *reader) finish() (*index.Index, error) {
+	spans := s.spans()
+	if s.compression != index.None && len(spans) > 0 {
+		idx, err := s.builder.FinishSpans(index.Stream, s.compression, spans, s.diff.n)
+		if err == nil {
+			idx.Windows = s.windows
+		}
+		if s.zstd == nil || !errors.Is(err, index.ErrTooLarge) {
+			return idx, err
+		}
+		s.zstd.spans = nil // of no use to anybody
+	}
+	return s.builder.FinishWhole(index.Stream, s.compression)
 }
 
 // explain returns the error of the source or of ctx if there is one; any other is

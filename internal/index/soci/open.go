@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package soci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast/holdfast/internal/index"
+)
+
+// File is a zTOC in a file, mapped rather than read: a large layer's has more bytes
+// than one wants to hold.
+type File struct {
+	Index  *index.Index // see Decode
+	mapped []byte
+}
+
+// Open reads the zTOC in f, which nobody changes, of a blob of blobSize bytes. The
+// errors are those of [Decode], or of the file system. f may be closed afterwards.
+func Open(f *os.File, blobSize int64) (*File, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading zTOC: %w", err)
+	}
+	if info.Size() == 0 || info.Size() > MaxBytes {
+		return nil, fmt.Errorf("reading zTOC of %d bytes: %w", info.Size(), index.ErrInvalid)
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("mapping zTOC: %w", err)
+	}
+	z := &File{mapped: m}
+	if z.Index, err = Decode(m, blobSize); err != nil {
+		return nil, errors.Join(err, z.Close())
+	}
+	return z, nil
+}
+
+// Close releases the document, which the index refers to until its windows have
+// been read.
+func (z *File) Close() error {
+	m := z.mapped
+	z.mapped = nil
+	if m == nil {
+		return nil
+	}
+	return unix.Munmap(m)
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prepare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/index/stream"
+	"github.com/holdfast/holdfast/internal/indexes"
+	"github.com/holdfast/holdfast/internal/indexstore"
+	"github.com/holdfast/holdfast/internal/layer"
+)
+
+// addVerified adds a layer after all of it has been fetched and matched its blob
+// digest and its diff ID. Its index is made from the verified tar: an index that
+// the blob carries could show another tree.
+func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, progress func(Event)) (*layer.Layer, error) {
+	var failed error
+	for _, src := range img.sources() {
+		got, err := p.addVerifiedFrom(ctx, src, l, progress)
+		if err == nil {
+			return got, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failed = errors.Join(failed, fmt.Errorf("%s: %w", src, err))
+	}
+	return nil, failed
+}
+
+func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan, progress func(Event)) (_ *layer.Layer, err error) {
+	desc := blob.Descriptor{Digest: l.desc.Digest, Size: l.desc.Size}
+	body, err := src.Open(ctx, desc, 0, desc.Size)
+	if err != nil {
+		return nil, fmt.Errorf("fetching layer: %w", err)
+	}
+	defer body.Close() //nolint:errcheck // read only; a broken stream shows in Build
+	st, err := p.layers.Stage(l.Digest)
+	if err != nil {
+		return nil, err
+	}
+	windows, err := p.indexes.Temp()
+	defer func() {
+		err = errors.Join(err, st.Abort())
+		if windows != nil {
+			err = errors.Join(err, windows.Close())
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	res, err := stream.Build(ctx, &reporting{r: body, event: Event{Layer: l.Digest, Total: l.Size}, progress: progress}, desc.Size, st, windows)
+	if err != nil {
+		return nil, fmt.Errorf("reading layer: %w", err)
+	}
+	if res.Blob != l.Digest {
+		return nil, fmt.Errorf("blob is %s, want %s: %w", res.Blob, l.Digest, blob.ErrCorrupt)
+	}
+	if res.DiffID != l.DiffID {
+		return nil, fmt.Errorf("diff ID is %s, the image states %s: %w", res.DiffID, l.DiffID, blob.ErrCorrupt)
+	}
+	// Before the root is inherited: that one is not the layer's own.
+	if err := p.indexes.Keep(ctx, indexes.Layer{Digest: l.Digest, Size: l.Size, DiffID: l.DiffID}, res); err != nil {
+		p.log.Warn("keeping index", "err", err)
+	}
+	if err := l.inheritRoot(ctx, res.Index); err != nil {
+		return nil, err
+	}
+	got, err := st.Commit(ctx, layer.Meta{
+		Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, DiffSize: res.Size, Trust: index.Verified,
+		BlobCompression: l.compression, Verdict: layer.Verdict{Verified: true},
+	}, res.Index, true)
+	l.built = err == nil
+	return got, err
+}
+
+// publishIndexes publishes, in the background, the indexes that were made for an
+// image.
+func (p *Preparer) publishIndexes(img *resolved, plans []*plan) {
+	var layers []indexstore.Subject
+	built := false
+	for _, l := range plans {
+		built = built || l.built
+		layers = append(layers, indexstore.Subject{MediaType: l.desc.MediaType, Digest: l.Digest, Size: l.Size})
+	}
+	if !built {
+		return
+	}
+	p.background.Go(func() error {
+		img.indexes.Publish(p.ctx, layers)
+		return nil
+	})
+}
+
+// reporting reports what is read through it.
+type reporting struct {
+	r        io.Reader
+	event    Event
+	progress func(Event)
+}
+
+func (r *reporting) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if n > 0 {
+		r.event.Done += int64(n)
+		r.progress(r.event)
+	}
+	return n, err
+}

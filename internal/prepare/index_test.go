@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prepare_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/testimage"
+	"github.com/holdfast/holdfast/internal/testregistry"
+)
+
+// logs waits until the node has logged something.
+func (n *node) logs(t *testing.T, text string) {
+	t.Helper()
+	for start := time.Now(); !strings.Contains(n.log.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatalf("nothing says %q:\n%s", text, n.log)
+		}
+	}
+}
+
+// plainFormats are those of layers that carry no index.
+var plainFormats = []testimage.Format{testimage.Gzip, testimage.Zstd, testimage.Uncompressed}
+
+// A layer without an index is read whole, verified and published, whoever serves
+// it; its index then serves for everybody on the node, without a second look.
+func TestBuiltIndex(t *testing.T) {
+	for _, format := range plainFormats {
+		t.Run(string(format), func(t *testing.T) {
+			s := start(t, testregistry.Options{})
+			n := newNode(t, prepare.Policy{Build: true}, s)
+			base, top := tree(1), tree(2)
+			layers := []testimage.Layer{convert(t, base, format), convert(t, top, format)}
+			ref := push(t, s, "app", layers...)
+			res := n.prepare(t, ref)
+			if actions(res) != "fetched, fetched" {
+				t.Fatalf("result %+v", res)
+			}
+			for _, l := range n.layers.All() {
+				if !l.Verdict().Verified || l.Trust != index.Verified {
+					t.Errorf("layer %s: verdict %+v, trust %v", l.Digest, l.Verdict(), l.Trust)
+				}
+			}
+			n.compare(t, res.Layers[0], base)
+			n.compare(t, res.Layers[1], top)
+
+			if err := n.Remove(t.Context(), ref); err != nil {
+				t.Fatal(err)
+			}
+			n.nothing(t)
+			res = n.prepare(t, ref)
+			if actions(res) != "lazy, lazy" {
+				t.Fatalf("with its index: %+v", res)
+			}
+			n.compare(t, res.Layers[0], base)
+			n.compare(t, res.Layers[1], top)
+
+			// The same blob with another diff ID is another matter.
+			lied := layers[0]
+			lied.DiffID = digest.FromString("another layer")
+			if err := n.Remove(t.Context(), ref); err != nil {
+				t.Fatal(err)
+			}
+			if res := n.prepare(t, push(t, s, "lie", lied)); actions(res) != "left to the runtime" {
+				t.Errorf("with another diff ID: %+v", res)
+			}
+		})
+	}
+}
+
+// Without an index, and told not to make one, layers are the runtime's.
+func TestNoIndexAndNoBuild(t *testing.T) {
+	s := start(t, testregistry.Options{})
+	n := newNode(t, trusting(), s)
+	n.look = []index.Place{index.RegistryPlace}
+	n.shut(t)
+	n.start(t)
+	res := n.prepare(t, push(t, s, "app", convert(t, tree(1), testimage.Gzip)))
+	if actions(res) != "left to the runtime" || !strings.Contains(res.Layers[0].Reason, "carries no index") {
+		t.Errorf("result %+v", res)
+	}
+	n.nothing(t)
+}
+
+// What one node has made is found by others, where both are told to look; what it is
+// worth there depends on who says so.
+func TestFoundIndex(t *testing.T) {
+	s := start(t, testregistry.Options{Push: testregistry.PushAllowed})
+	base, top := tree(1), tree(2)
+	ref := push(t, s, "team/app", convert(t, base, testimage.Gzip), convert(t, top, testimage.Uncompressed))
+	shared := index.Place(filepath.Join(t.TempDir(), "shared"))
+	other := index.Place(index.RepositoryPlace + s.Host() + "/indexes")
+	for _, place := range []index.Place{shared, index.RegistryPlace, other} {
+		t.Run(string(place[:3]), func(t *testing.T) {
+			first := makeNode(t, prepare.Policy{Build: true}, s)
+			first.publish = []index.Place{place}
+			first.start(t)
+			if res := first.prepare(t, ref); actions(res) != "fetched, fetched" {
+				t.Fatalf("first node: %+v", res)
+			}
+			first.logs(t, "published indexes")
+			first.shut(t)
+			for _, c := range []struct {
+				name   string
+				policy prepare.Policy
+				want   string
+			}{
+				{"trusted", trusting(), "lazy, lazy"},
+				{"bound at least", prepare.Policy{Trusted: trusting().Trusted, IndexTrust: index.Bound, Build: true}, "fetched, fetched"},
+				{"not trusted", prepare.Policy{Build: true}, "fetched, fetched"},
+			} {
+				t.Run(c.name, func(t *testing.T) {
+					n := makeNode(t, c.policy, s)
+					n.look = []index.Place{"/nonexistent", place}
+					n.start(t)
+					res := n.prepare(t, ref)
+					if actions(res) != c.want {
+						t.Fatalf("result %+v\n%s", res, n.log)
+					}
+					n.compare(t, res.Layers[0], base)
+					n.compare(t, res.Layers[1], top)
+				})
+			}
+		})
+	}
+}
+
+// An index that is of no use is named, once a pull, and the layer is read whole.
+func TestUselessIndex(t *testing.T) {
+	s := start(t, testregistry.Options{})
+	l, other := convert(t, tree(1), testimage.Gzip), convert(t, tree(2), testimage.Gzip)
+	dir := t.TempDir()
+	for _, c := range []testimage.Layer{l, other} {
+		n := makeNode(t, prepare.Policy{Build: true}, s)
+		n.publish = []index.Place{index.Place(dir)}
+		n.start(t)
+		n.prepare(t, push(t, s, "app", c))
+		n.logs(t, "published indexes")
+		n.shut(t)
+	}
+	document := func(l testimage.Layer, kind string) string {
+		return filepath.Join(dir, l.Descriptor.Digest.Encoded()+"."+kind)
+	}
+	read := func(name string) []byte {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ztoc, digests := read(document(l, "ztoc")), read(document(l, "digests"))
+	newer := []byte(strings.Replace(string(ztoc), "0.9", "1.0", 1))
+	noDigest := []byte(strings.Replace(string(ztoc), "sha256:", "sha255:", 1))
+	for name, c := range map[string]struct {
+		ztoc, digests []byte
+		want          string
+	}{
+		"of another layer":    {read(document(other, "ztoc")), digests, "that of a layer of"},
+		"digests of another":  {ztoc, read(document(other, "digests")), "digests of layer"},
+		"newer version":       {newer, digests, "version"},
+		"missing span digest": {noDigest, digests, "span 0"},
+		"cut off":             {ztoc[:len(ztoc)/2], digests, "reading zTOC"},
+		"empty":               {nil, digests, "zTOC of 0 bytes"},
+		"junk":                {[]byte(strings.Repeat("junk", 1000)), digests, "reading zTOC"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := errors.Join(os.WriteFile(document(l, "ztoc"), c.ztoc, 0o600), os.WriteFile(document(l, "digests"), c.digests, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			policy := trusting()
+			policy.Build = true
+			n := makeNode(t, policy, s)
+			n.look = []index.Place{index.Place(dir)}
+			n.start(t)
+			res := n.prepare(t, push(t, s, "app", l))
+			if actions(res) != "fetched" {
+				t.Errorf("result %+v", res)
+			}
+			n.compare(t, res.Layers[0], tree(1))
+			if log := n.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, c.want) {
+				t.Errorf("log, want one warning with %q:\n%s", c.want, log)
+			}
+		})
+	}
+}
+
+// A registry that does not let one push, or knows no referrers, costs a warning.
+func TestPublishingRefused(t *testing.T) {
+	s := start(t, testregistry.Options{})
+	n := makeNode(t, prepare.Policy{Build: true}, s)
+	n.publish = []index.Place{index.RegistryPlace}
+	n.start(t)
+	for _, name := range []string{"app", "other"} {
+		l := convert(t, tree(uint64(len(name))), testimage.Gzip)
+		if res := n.prepare(t, push(t, s, name, l)); actions(res) != "fetched" {
+			t.Errorf("%s: %+v", name, res)
+		}
+		n.logs(t, "cannot be published")
+	}
+	n.shut(t)
+	if log := n.log.String(); strings.Count(log, "cannot be published") > 2 || strings.Count(log, "cannot be published") == 0 {
+		t.Errorf("log:\n%s", log)
+	}
+}
