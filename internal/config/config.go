@@ -70,7 +70,7 @@ type Config struct {
 	Index Index `toml:"index"`
 }
 
-// Index is the settings for layers that carry no index. They come last in the file.
+// Index is the settings for layers that carry no index.
 type Index struct {
 	Stores  []index.Place `toml:"stores"`
 	Publish []index.Place `toml:"publish"`

@@ -19,13 +19,25 @@ func TestDefaultNamesEverySetting(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Error(err)
 	}
-	typ := reflect.TypeFor[Config]()
-	for i := range typ.NumField() {
-		name := typ.Field(i).Tag.Get("toml")
+	for _, name := range names(reflect.TypeFor[Config](), "") {
 		if !strings.Contains(DefaultFile, "\n"+name+" = ") {
 			t.Errorf("default.toml does not have %s", name)
 		}
 	}
+}
+
+// names are those of all settings, with the names of the tables that they are in.
+func names(typ reflect.Type, prefix string) (all []string) {
+	for i := range typ.NumField() {
+		f := typ.Field(i)
+		name := prefix + f.Tag.Get("toml")
+		if f.Type == reflect.TypeFor[Index]() {
+			all = append(all, names(f.Type, name+".")...)
+			continue
+		}
+		all = append(all, name)
+	}
+	return all
 }
 
 func TestLoad(t *testing.T) {
@@ -55,6 +67,12 @@ func TestLoad(t *testing.T) {
 		{"relative auth file", `auth_files = ["config.json"]`, "auth_files: \"config.json\": want absolute paths"},
 		{"providers without programs", `credential_provider_config = "/etc/providers.yaml"`, "want both or none"},
 		{"relative providers", "credential_provider_config = \"/etc/providers.yaml\"\ncredential_provider_bin_dir = \"bin\"", "want an absolute path"},
+		{"index places", `index.stores = ["registry", "/mnt/indexes", "docker://quay.io/team/indexes"]`, ""},
+		{"index table", "[index]\npublish = [\"/mnt/indexes\"]\ntrust = \"bound\"\nbuild = false", ""},
+		{"index place", `index.stores = ["mnt"]`, `index.stores: "mnt": want "registry"`},
+		{"index repository with tag", `index.publish = ["docker://quay.io/a:1"]`, "without a tag"},
+		{"index repository without host", `index.publish = ["docker://team/indexes"]`, "docker://HOST/REPOSITORY"},
+		{"trust", `index.trust = "full"`, `trust "full": want found, bound or verified`},
 		{"runtime path", `runtimes = ["/usr/bin/podman"]`, "without a path"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
