@@ -14,7 +14,7 @@ func (z *Reader) take(n uint) (int, error) {
 			return 0, err
 		}
 	}
-	v := int(z.bits & (1<<n - 1)) //nolint:gosec // 16 bits
+	v := int(z.bits & (1<<n - 1))
 	z.bits >>= n
 	z.nbits -= n
 	return v, nil
@@ -106,7 +106,7 @@ func (z *Reader) dynamicHeader() error {
 		if err != nil {
 			return err
 		}
-		lengths[symbol] = uint8(n) //nolint:gosec // three bits
+		lengths[symbol] = uint8(n)
 	}
 	pre := t.dist[:1<<preBits] // which is not needed yet
 	if !build(pre, preBits, lengths[:19], t.preSymbols[:]) {
@@ -140,7 +140,7 @@ func (z *Reader) codeLengths(lengths []uint8, pre []entry) error {
 		}
 		z.bits >>= e & 63
 		z.nbits -= uint(e & 63)
-		n := uint8(e >> 16) //nolint:gosec // less than 19
+		n := uint8(e >> 16)
 		if n < 16 {
 			lengths[i] = n
 			i++

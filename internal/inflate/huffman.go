@@ -42,7 +42,7 @@ const (
 	invalid = isSpecial | isInvalid
 )
 
-// lengths and distances are the bases and extra bits of RFC 1951, section 3.2.5.
+// The bases and extra bits of lengths and distances: RFC 1951, section 3.2.5.
 var (
 	lengthBase = [...]uint16{
 		3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31,
@@ -152,7 +152,7 @@ func build(table []entry, indexBits int, lengths []uint8, symbols []entry) bool 
 	var sorted [288]uint16 // symbols in the order of their codes
 	for symbol, n := range lengths {
 		if n > 0 {
-			sorted[next[n]] = uint16(symbol) //nolint:gosec // at most 288
+			sorted[next[n]] = uint16(symbol)
 			next[n]++
 		}
 	}
@@ -195,5 +195,5 @@ func build(table []entry, indexBits int, lengths []uint8, symbols []entry) bool 
 
 // reversed returns the n bits of code in the opposite order.
 func reversed(code, n int) int {
-	return int(bits.Reverse16(uint16(code)) >> (16 - n)) //nolint:gosec // at most 15 bits
+	return int(bits.Reverse16(uint16(code)) >> (16 - n))
 }

@@ -4,6 +4,7 @@ package inflate
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"io"
 	"slices"
@@ -14,19 +15,19 @@ import (
 
 func TestEveryPointResumes(t *testing.T) {
 	z := NewReader(nil)
-	for name, stream := range streams(t) {
+	for name, stream := range streams(t, gzip.HuffmanOnly, 0, 1, 9) {
 		want, err := oracle(stream)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, spacing := range []int64{0, 1, 1000, 100_000, 1 << 40} {
+		for _, spacing := range []int64{0, 1000, 100_000, 1 << 40} {
 			g := pointsOf(t, stream, spacing)
 			if len(g.points) == 0 || g.points[0] != (Point{In: 10}) {
 				t.Fatalf("%s, spacing %d: begins with %v", name, spacing, g.points)
 			}
 			for i, p := range g.points {
-				if spacing == 0 && i%7 > 0 && len(g.points) > 100 {
-					continue
+				if i%5 > 0 && len(g.points) > 20 {
+					continue // each reads all that follows
 				}
 				checkPoint(t, z, name, stream, want, p, g.windows[i])
 			}
@@ -179,7 +180,7 @@ func TestErrorOfAtEndsTheReader(t *testing.T) {
 	var last Point
 	z.Points(0, func(p Point, _ []byte) error {
 		last = p
-		if p.Out > 100_000 {
+		if p.Out > 70_000 {
 			return full
 		}
 		return nil

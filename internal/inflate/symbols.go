@@ -29,7 +29,7 @@ func (z *Reader) symbols() error {
 	}
 	// Whole bytes go back to the input, so that what is between blocks is the same
 	// whoever has decoded the symbols before.
-	z.in -= int(z.nbits / 8) //nolint:gosec // at most 8
+	z.in -= int(z.nbits / 8)
 	z.nbits %= 8
 	z.bits &= 1<<z.nbits - 1
 	if err == errBlockEnds { //nolint:errorlint // ours
@@ -54,14 +54,14 @@ func (z *Reader) symbol() error {
 	if e&isFurther != 0 {
 		bits >>= litBits
 		used = litBits
-		e = z.tables.lit[e>>16+uint32(bits)&(1<<(e>>8&15)-1)] //nolint:gosec // 15 bits
+		e = z.tables.lit[e>>16+uint32(bits)&(1<<(e>>8&15)-1)]
 	}
 	if used += uint(e & 63); used > z.nbits {
 		return errShort
 	}
 	switch {
 	case e&isLiteral != 0:
-		z.output[z.end] = byte(e >> 16) //nolint:gosec // the literal
+		z.output[z.end] = byte(e >> 16)
 		z.end++
 		z.bits >>= used
 		z.nbits -= used
@@ -79,7 +79,7 @@ func (z *Reader) symbol() error {
 	if e&isFurther != 0 {
 		bits >>= distBits
 		used += distBits
-		e = z.tables.dist[e>>16+uint32(bits)&(1<<(e>>8&15)-1)] //nolint:gosec // 15 bits
+		e = z.tables.dist[e>>16+uint32(bits)&(1<<(e>>8&15)-1)]
 	}
 	if used += uint(e & 63); used > z.nbits {
 		return errShort
@@ -102,7 +102,7 @@ func (z *Reader) symbol() error {
 
 // extra returns the extra bits of an entry whose code bits begins with.
 func extra(bits uint64, e entry) uint32 {
-	return uint32(bits&(1<<(e&63)-1)) >> (e >> 8 & 15) //nolint:gosec // at most 28 bits
+	return uint32(bits&(1<<(e&63)-1)) >> (e >> 8 & 15)
 }
 
 var (
@@ -125,7 +125,8 @@ func (z *Reader) fast() error {
 		err         error
 	)
 	for in <= inEnd && out < outputEnd {
-		// Fill up to 56 bits or more. Above nbits, bits has what comes next, or zeros.
+		// Fill up to 56 bits or more. Above nbits, bits has what comes next, or zeros,
+		// and may be given the same again. 63 less nbits is what there is room for.
 		bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
 		in += int(^nbits & 63 >> 3)
 		nbits |= 56
@@ -181,9 +182,11 @@ func (z *Reader) fast() error {
 		bits >>= e & 63
 		nbits -= uint(e)
 
-		bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
-		in += int(^nbits & 63 >> 3)
-		nbits |= 56
+		if nbits&63 < maxCode+13 { // as much as a distance can have
+			bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
+			in += int(^nbits & 63 >> 3)
+			nbits |= 56
+		}
 
 		e = dist[bits&(1<<distBits-1)]
 		if e&isSpecial != 0 {
