@@ -15,8 +15,8 @@ const (
 	fastInput = 16
 
 	// maxOverrun is how far the decoder may write beyond where it would stop:
-	// literals, a match, and what its last copy has too much.
-	maxOverrun = 8 + maxMatch + 32
+	// literals of one bit, a match, and what its last copy has too much.
+	maxOverrun = 64 + maxMatch + 16
 )
 
 var errBlockEnds = errors.New("block ends")
@@ -124,6 +124,7 @@ func (z *Reader) fast() error {
 		inEnd       = len(z.input) - fastInput
 		err         error
 	)
+next:
 	for in <= inEnd && out < outputEnd {
 		// Fill up to 56 bits or more. Above nbits, bits has what comes next, or zeros,
 		// and may be given the same again. 63 less nbits is what there is room for.
@@ -131,56 +132,35 @@ func (z *Reader) fast() error {
 		in += int(^nbits & 63 >> 3)
 		nbits |= 56
 
-		// Three literals at most have 33 bits of these, or two and a length 42.
 		e := lit[bits&(1<<litBits-1)]
-		if e&isLiteral != 0 {
-			bits >>= e & 63
-			nbits -= uint(e)
+		for e&isLiteral != 0 {
+			bits, nbits = bits>>(e&63), nbits-uint(e)
 			output[out] = byte(e >> 16)
 			out++
+			if nbits&63 < maxCode+5 { // as much as a length can have
+				continue next
+			}
 			e = lit[bits&(1<<litBits-1)]
-			if e&isLiteral != 0 {
-				bits >>= e & 63
-				nbits -= uint(e)
-				output[out] = byte(e >> 16)
-				out++
-				e = lit[bits&(1<<litBits-1)]
-				if e&isLiteral != 0 {
-					bits >>= e & 63
-					nbits -= uint(e)
-					output[out] = byte(e >> 16)
-					out++
-					continue
-				}
-			}
 		}
-		if e&isSpecial != 0 {
-			if e&isFurther != 0 {
-				bits >>= litBits
-				nbits -= litBits
-				e = lit[e>>16+uint32(bits)&(1<<(e>>8&15)-1)]
-			}
+		if e&isFurther != 0 {
+			bits, nbits = bits>>litBits, nbits-litBits
+			e = lit[e>>16+uint32(bits)&(1<<(e>>8&15)-1)]
 			if e&isLiteral != 0 {
-				bits >>= e & 63
-				nbits -= uint(e)
+				bits, nbits = bits>>(e&63), nbits-uint(e)
 				output[out] = byte(e >> 16)
 				out++
 				continue
 			}
-			if e&isEnd != 0 {
-				bits >>= e & 63
-				nbits -= uint(e)
-				err = errBlockEnds
-				break
-			}
-			if e&isInvalid != 0 {
+		}
+		if e&(isEnd|isInvalid) != 0 {
+			bits, nbits = bits>>(e&63), nbits-uint(e)
+			if err = errBlockEnds; e&isInvalid != 0 {
 				err = errCode
-				break
 			}
+			break
 		}
 		length := int(e>>16 + extra(bits, e))
-		bits >>= e & 63
-		nbits -= uint(e)
+		bits, nbits = bits>>(e&63), nbits-uint(e)
 
 		if nbits&63 < maxCode+13 { // as much as a distance can have
 			bits |= binary.LittleEndian.Uint64(input[in:]) << (nbits & 63)
@@ -194,30 +174,23 @@ func (z *Reader) fast() error {
 				err = errCode
 				break
 			}
-			bits >>= distBits
-			nbits -= distBits
+			bits, nbits = bits>>distBits, nbits-distBits
 			e = dist[e>>16+uint32(bits)&(1<<(e>>8&15)-1)]
 		}
 		from := int(e>>16 + extra(bits, e))
-		bits >>= e & 63
-		nbits -= uint(e)
+		bits, nbits = bits>>(e&63), nbits-uint(e)
 		if from > out-z.start {
 			err = errFar
 			break
 		}
 
 		end := out + length
-		switch {
-		case from >= 16:
+		if from >= 16 {
 			for ; out < end; out += 16 {
 				*(*[16]byte)(output[out:]) = *(*[16]byte)(output[out-from:])
 			}
-		case from >= 8:
-			for ; out < end; out += 8 {
-				*(*[8]byte)(output[out:]) = *(*[8]byte)(output[out-from:])
-			}
-		default: // what is written last is read next, so each step adds so many bytes
-			for ; out < end; out += from {
+		} else { // what is written last is read next, so each step adds so many bytes
+			for step := min(from, 8); out < end; out += step {
 				*(*[8]byte)(output[out:]) = *(*[8]byte)(output[out-from:])
 			}
 		}
