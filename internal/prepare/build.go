@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/parts"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/stream"
 	"github.com/holdfast/holdfast/internal/indexes"
@@ -36,7 +37,7 @@ func (p *Preparer) addVerified(ctx context.Context, img *resolved, l *plan, prog
 
 func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan, progress func(Event)) (_ *layer.Layer, err error) {
 	desc := blob.Descriptor{Digest: l.desc.Digest, Size: l.desc.Size}
-	body, err := src.Open(ctx, desc, 0, desc.Size)
+	body, err := parts.Open(ctx, src, desc)
 	if err != nil {
 		return nil, fmt.Errorf("fetching layer: %w", err)
 	}

@@ -33,6 +33,7 @@ import (
 
 type options struct {
 	dir, binary, suite string
+	framework          string
 	rtt                time.Duration
 	mbit               int64
 	weights            string
@@ -52,7 +53,8 @@ func main() {
 	var o options
 	flag.StringVar(&o.dir, "dir", "/var/tmp/holdfast-bench", "where the sample images are kept and all else happens")
 	flag.StringVar(&o.binary, "binary", "bin/holdfast", "the holdfast program")
-	flag.StringVar(&o.suite, "suite", "bookworm", "the Debian suite of the sample image")
+	flag.StringVar(&o.suite, "suite", "trixie", "the Debian suite of the sample image")
+	flag.StringVar(&o.framework, "framework", "torch", "what the sample image computes with: numpy is small, torch has more than 1 GiB of files")
 	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "round trip time to the registry")
 	flag.Int64Var(&o.mbit, "mbit", 1000, "rate of the line in Mbit/s")
 	flag.StringVar(&o.weights, "weights", "2GiB", "size of the sample image's weights file")
@@ -133,6 +135,9 @@ func phases() []phase {
 		{"local", (*bench).measureLocal},
 		{"pull", (*bench).measurePull},
 		{"fill", (*bench).measureFill},
+		{"unmodified", (*bench).measureUnmodified},
+		{"build", (*bench).measureBuild},
+		{"update", (*bench).measureUpdate},
 	}
 }
 
@@ -159,8 +164,9 @@ func measure(ctx context.Context, o options, log func(string, ...any)) (_ *repor
 		return nil, fmt.Errorf("finding this program: %w", err)
 	}
 	// Our clients are this program. Excluded is an image of measurePull.
-	// The fill would blur what the others measure; it has a phase of its own.
-	settings := fmt.Sprintf("fill = \"off\"\nruntimes = [\"podman\", %q]\nexclude = [\"*/%s\"]\n", filepath.Base(self), excludedName)
+	// The fill would blur what the others measure; it has a phase of its own, as have
+	// images without an index, of which one stands here for what is left to the runtime.
+	settings := fmt.Sprintf("fill = \"off\"\nindex.build = false\nruntimes = [\"podman\", %q]\nexclude = [\"*/%s\"]\n", filepath.Base(self), excludedName)
 	if b.stand, err = lab.NewStand(work, b.binary, b.image, shape.Line{RTT: o.rtt, Rate: b.report.Line.BytesPerSecond}, settings); err != nil {
 		return nil, err
 	}
@@ -208,7 +214,7 @@ func newBench(ctx context.Context, o options, log func(string, ...any)) (*bench,
 		return nil, err
 	}
 	b := &bench{options: o, log: log, report: &report{Date: time.Now().UTC().Truncate(time.Second)}}
-	b.sample = lab.Sample{Dir: filepath.Join(o.dir, "sample"), WeightsSize: size, Suite: o.suite, Log: log}
+	b.sample = lab.Sample{Dir: filepath.Join(o.dir, "sample"), WeightsSize: size, Suite: o.suite, Framework: o.framework, Log: log}
 	if b.image, err = b.sample.Image(ctx, testimage.EStargz); err != nil {
 		return nil, err
 	}

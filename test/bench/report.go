@@ -43,6 +43,10 @@ type report struct {
 	} `json:"local"`
 	Pulls map[string][]pull `json:"pulls"`
 	Fill  fills             `json:"fill"`
+	// Of images without an index, and of new versions of images.
+	Unmodified unmodified `json:"unmodified"`
+	Build      []built    `json:"build"`
+	Update     []update   `json:"update"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -101,6 +105,18 @@ func (r *report) judge() []bar {
 	add(len(local.Stat.Lazy) > 0, atLeast, local.Stat.statBar)
 	add(len(r.Fill.Complete) > 0, atMost, r.completeBar)
 	add(len(r.Fill.On) > 0, atMost, r.readyFilledBar)
+	u := &r.Unmodified
+	add(len(u.Indexed) > 0, atLeast, u.indexedBar)
+	add(len(u.Indexed) > 0, atMost, u.copyBar)
+	add(len(u.Profiled) > 0, atMost, func() bar { return u.profileBar(r.Line) })
+	add(len(u.First) > 0, atMost, u.firstBar)
+	add(len(u.First) > 0, atMost, u.firstLeastBar)
+	add(len(r.Build) > 0, atLeast, r.buildBar)
+	add(len(r.Build) > 0, atMost, r.indexSizeBar)
+	add(len(u.ReadFirst) > 0, atMost, u.readBar)
+	for _, n := range r.Update {
+		add(true, atMost, n.bar)
+	}
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
 	for _, hook := range []struct{ name, what string }{
 		{"excluded", "an excluded pull, hook and daemon up, takes longer by"},

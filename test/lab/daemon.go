@@ -33,13 +33,43 @@ type Daemon struct {
 // to add to its configuration.
 func NewDaemon(binary, dir, settings string) (*Daemon, error) {
 	d := &Daemon{Binary: binary, dir: dir}
-	// Top-level keys come before tables: settings may hold only keys.
-	content := fmt.Sprintf("root = %q\nrunroot = %q\n%s", filepath.Join(dir, "lib"), filepath.Join(dir, "run"), settings)
-	if err := writeFile(d.Config(), content); err != nil {
+	if err := d.configure(settings); err != nil {
 		return nil, err
 	}
 	// Runtimes need the store to exist before the daemon has ever run.
 	return d, os.Symlink(binary, d.Hook())
+}
+
+func (d *Daemon) configure(settings string) error {
+	// Top-level keys come before tables: settings may hold only keys.
+	return writeFile(d.Config(), fmt.Sprintf("root = %q\nrunroot = %q\n%s", filepath.Join(d.dir, "lib"), filepath.Join(d.dir, "run"), settings))
+}
+
+// Renew stops the daemon, removes everything that it keeps, and starts it with these
+// settings, as on a new node. No runtime refers to anything of it.
+func (d *Daemon) Renew(ctx context.Context, settings string) error {
+	if err := d.Stop(); err != nil {
+		return err
+	}
+	if err := errors.Join(RemoveAll(filepath.Join(d.dir, "lib")), d.configure(settings)); err != nil {
+		return err
+	}
+	return d.Start(ctx)
+}
+
+// PushProfile publishes the profile of an image as soon as there is one.
+func (d *Daemon) PushProfile(ctx context.Context, ref string) error {
+	for deadline := time.Now().Add(time.Minute); ; {
+		_, err := d.CLI(ctx, nil, "profile", "push", ref)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // Config is the daemon's configuration file.

@@ -108,7 +108,7 @@ func (s Sample) Layers(ctx context.Context, f testimage.Format) ([]testimage.Lay
 		make func(ctx context.Context, tarPath string) error
 	}{
 		{s.rootName(), s.makeRoot},
-		{fmt.Sprintf("weights-%s%d", s.suffix(), s.WeightsSize>>20), s.makeWeights},
+		{s.weightsName(), s.makeWeights},
 	} {
 		l, err := s.layer(ctx, part.name, f, part.make)
 		if err != nil {
@@ -156,8 +156,12 @@ func (s Sample) layer(ctx context.Context, name string, f testimage.Format, make
 	return l, atomicfile.WriteJSON(path+".json", l, 0o600)
 }
 
-// rootName is the file name of the root file system, without an extension.
+// rootName and weightsName are the file names of the layers, without an extension.
 func (s Sample) rootName() string { return "debian-" + s.suffix() + s.Suite }
+
+func (s Sample) weightsName() string {
+	return fmt.Sprintf("weights-%s%d", s.suffix(), s.WeightsSize>>20)
+}
 
 // suffix tells files of different frameworks apart.
 func (s Sample) suffix() string {

@@ -27,6 +27,7 @@ type Stand struct {
 	Lazy     *Podman
 
 	line     *shape.Proxy
+	common   string // settings of every daemon here
 	dir      string
 	insecure []string
 }
@@ -64,7 +65,7 @@ func NewStand(dir, binary string, image testimage.Image, line shape.Line, settin
 			err = errors.Join(err, s.Close(context.Background()))
 		}
 	}()
-	if s.Registry, err = testregistry.Start(testregistry.Options{}); err != nil {
+	if s.Registry, err = testregistry.Start(testregistry.Options{Push: testregistry.PushAllowed}); err != nil {
 		return nil, err
 	}
 	if _, err := image.PushTo(s.Registry, "demo", "latest"); err != nil {
@@ -77,9 +78,9 @@ func NewStand(dir, binary string, image testimage.Image, line shape.Line, settin
 	insecure := []string{s.line.Addr(), s.Registry.Host()}
 	s.insecure = insecure
 	lazyDir := filepath.Join(dir, "lazy")
-	settings += fmt.Sprintf("trusted = [%q, %q]\nregistries_conf = %q\nruntime_roots = [%q]\n",
+	s.common = fmt.Sprintf("trusted = [%q, %q]\nregistries_conf = %q\nruntime_roots = [%q]\n",
 		s.line.Addr(), s.Registry.Host(), filepath.Join(lazyDir, "registries.conf"), filepath.Join(lazyDir, "root"))
-	if s.Daemon, err = NewDaemon(binary, filepath.Join(dir, "daemon"), settings); err != nil {
+	if s.Daemon, err = NewDaemon(binary, filepath.Join(dir, "daemon"), s.Settings(settings)); err != nil {
 		return nil, err
 	}
 	if s.Normal, err = NewPodman(filepath.Join(dir, "normal"), PodmanOptions{Insecure: insecure}); err != nil {
@@ -102,6 +103,16 @@ func (s *Stand) Unshaped() *Stand {
 	direct := *s
 	direct.Ref = s.Registry.Host() + strings.TrimPrefix(s.Ref, s.line.Addr())
 	return &direct
+}
+
+// Settings adds what every daemon of this stand needs to settings.
+func (s *Stand) Settings(settings string) string { return settings + s.common }
+
+// Of returns the same stand for another image. It must not be closed.
+func (s *Stand) Of(ref string) *Stand {
+	other := *s
+	other.Ref = ref
+	return &other
 }
 
 // Host is the registry, through the line.
