@@ -36,6 +36,7 @@ needs() {
 		buildah buildah
 		fusermount3 fuse3
 		mkfs.erofs erofs-utils
+		mkfs.xfs xfsprogs
 		debootstrap debootstrap
 		newuidmap uidmap
 		systemd-analyze systemd

@@ -59,6 +59,8 @@ type File struct {
 
 	sync      func() error               // makes data durable; replaced by tests, as the next
 	punchHole func(off, end int64) error // frees the disk space of a range
+	clone     func(from *os.File, off, n, to int64) error
+	loans     sync.WaitGroup
 
 	bits     []atomic.Uint64 // present: verified and on disk; changed under mu
 	present  atomic.Int64    // how many bits are set
@@ -104,7 +106,7 @@ func Open(dir string, table *index.Table, space *Space) (*File, error) {
 		changed: make(chan struct{}),
 	}
 	f.sync = func() error { return f.control(unix.Fdatasync) }
-	f.punchHole = f.fallocate
+	f.punchHole, f.clone = f.fallocate, f.cloneRange
 	if err := f.load(); err != nil {
 		return nil, fmt.Errorf("opening cache %s: %w", dir, errors.Join(err, data.Close()))
 	}
@@ -283,8 +285,9 @@ func (f *File) locate(first, end int) (buffers []*buffer, ok bool) {
 // Full reports whether chunks cannot be stored at present: see [Space].
 func (f *File) Full() bool { return f.space.full.Load() }
 
-// Close flushes and closes the file. Nothing is held or being written.
+// Close waits for loans, flushes and closes the file. Nothing is held or being written.
 func (f *File) Close() error {
+	f.loans.Wait()
 	f.space.remove(f)
 	return errors.Join(f.Flush(), f.data.Close())
 }

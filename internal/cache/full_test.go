@@ -27,6 +27,12 @@ func run(t *testing.T, name string, args ...string) {
 // smallDisk is a directory on an ext4 file system of some MiB.
 func smallDisk(t *testing.T, size int64) string {
 	t.Helper()
+	return disk(t, size, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0")
+}
+
+// disk is a directory on a file system that a program makes in a file.
+func disk(t *testing.T, size int64, mkfs string, args ...string) string {
+	t.Helper()
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -34,7 +40,7 @@ func smallDisk(t *testing.T, size int64) string {
 	if err := os.Truncate(image, size); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", image)
+	run(t, mkfs, append(args, image)...)
 	dir := t.TempDir()
 	run(t, "mount", "-o", "loop", image, dir)
 	t.Cleanup(func() {
