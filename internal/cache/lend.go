@@ -38,6 +38,9 @@ func (f *File) Lend(i int) *Loan {
 	return &Loan{hold: h, chunk: f.table.At(i)}
 }
 
+// Stored reports whether chunk i is on disk at present.
+func (f *File) Stored(i int) bool { return f.stored(i) }
+
 // Read reads on in the chunk.
 func (l *Loan) Read(p []byte) (int, error) {
 	n := min(int64(len(p)), l.chunk.Size-l.pos)

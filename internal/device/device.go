@@ -6,8 +6,9 @@
 //
 // One read, in this package: [Device.Wait] holds the chunks of the range in the
 // cache, finds those that are not there, joins or starts their fetches (plan.go,
-// fetch.go), which decompress, verify and write them to the cache (stream.go),
-// and returns when all are present. [Device.ReadAt] then reads the cache.
+// fetch.go), which decompress, verify and write them to the cache (stream.go) or
+// copy them from where they are local already (local.go), and returns when all are
+// present. [Device.ReadAt] then reads the cache.
 //
 // No byte reaches the present map of the cache unless its chunk's digest
 // matched. A chunk that does not match is fetched from the next source; when
@@ -44,6 +45,7 @@ type Device struct {
 	desc  blob.Descriptor
 	table *index.Table
 	cache *cache.File
+	local Local // may be nil
 	sched *Scheduler
 	log   *slog.Logger
 
@@ -64,13 +66,14 @@ type Device struct {
 	streams  [8]stream       // recent sequential readers
 	oldest   int             // next of streams to replace
 	misses   misses
+	related  bool // something of the layer was local elsewhere
 	lastErr  error
 	broken   error              // every read fails with it
 	troubles map[string]Trouble // by source
 }
 
 type counters struct {
-	requests, fetched, touched, failures, corrupt atomic.Int64
+	requests, fetched, copied, copiedChunks, touched, failures, corrupt atomic.Int64
 }
 
 // Stats is what a device has done since it was opened.
@@ -79,6 +82,11 @@ type Stats struct {
 	Present  int   `json:"present"`  // chunks verified and local
 	Requests int64 `json:"requests"` // range requests to sources
 	Fetched  int64 `json:"fetched"`  // compressed bytes asked for
+	// Copied are the compressed bytes that need not be fetched, since the chunks
+	// were local under other layers, and CopiedChunks those chunks.
+	Copied       int64 `json:"copied"`
+	CopiedChunks int64 `json:"copiedChunks"`
+
 	Touched  int64 `json:"touched"`  // compressed bytes of chunks that readers asked for
 	Failures int64 `json:"failures"` // requests that failed
 	Corrupt  int64 `json:"corrupt"`  // chunks that did not match their digest
@@ -94,6 +102,7 @@ type Config struct {
 	Descriptor blob.Descriptor
 	Table      *index.Table
 	Cache      *cache.File
+	Local      Local // what need not be fetched; may be nil
 	Scheduler  *Scheduler
 	Logger     *slog.Logger
 	// Patience is how long readers wait. All sources are asked within that time:
@@ -108,7 +117,7 @@ const DefaultPatience = 2 * time.Minute
 func New(c Config) *Device {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Device{
-		desc: c.Descriptor, table: c.Table, cache: c.Cache, sched: c.Scheduler,
+		desc: c.Descriptor, table: c.Table, cache: c.Cache, local: c.Local, sched: c.Scheduler,
 		log: c.Logger.With("blob", c.Descriptor.Digest.String()),
 		ctx: ctx, cancel: cancel,
 		flights:  map[int]*flight{},
@@ -221,6 +230,7 @@ func (d *Device) Stats() Stats {
 		Chunks: d.table.Len(), Present: d.cache.Present(),
 		Requests: d.stats.requests.Load(), Fetched: d.stats.fetched.Load(), Touched: d.stats.touched.Load(),
 		Failures: d.stats.failures.Load(), Corrupt: d.stats.corrupt.Load(),
+		Copied: d.stats.copied.Load(), CopiedChunks: d.stats.copiedChunks.Load(),
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

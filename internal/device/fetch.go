@@ -26,16 +26,22 @@ func rounds() retry.Policy {
 // start begins to fetch a run of chunks; idle is the priority of the fetch while
 // nobody waits for it. The caller holds d.mu.
 func (d *Device) start(run []int, idle Priority) *fetch {
+	f := d.newFetch(run, idle)
+	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
+	d.stats.fetched.Add(last.BlobOffset + last.BlobSize - first.BlobOffset)
+	d.active.Go(func() { d.run(f) })
+	return f
+}
+
+// newFetch notes that chunks are on their way. The caller holds d.mu.
+func (d *Device) newFetch(chunks []int, idle Priority) *fetch {
 	f := &fetch{idle: idle, met: map[string]error{}}
 	f.ctx, f.cancel = context.WithCancelCause(d.ctx)
-	for _, i := range run {
+	for _, i := range chunks {
 		fl := &flight{chunk: i, fetch: f, done: make(chan struct{})}
 		f.flights = append(f.flights, fl)
 		d.flights[i] = fl
 	}
-	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
-	d.stats.fetched.Add(last.BlobOffset + last.BlobSize - first.BlobOffset)
-	d.active.Go(func() { d.run(f) })
 	return f
 }
 

@@ -118,7 +118,11 @@ func (d *Device) demand(off, n int64) ([]*flight, error) {
 			missing = append(missing, end)
 		}
 	}
-	for _, run := range d.runs(d.whole(missing)) {
+	copied, missing := d.split(d.whole(missing))
+	if len(copied) > 0 {
+		wait = append(wait, d.startCopy(copied, ReadAhead).flights...)
+	}
+	for _, run := range d.runs(missing) {
 		before, behind := d.neighbours(run)
 		f := d.start(slices.Concat(before, run, behind), ReadAhead)
 		for _, fl := range f.flights {
@@ -214,6 +218,9 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 		if !d.missing(i) || !follows(prev, c, end) || !rest && (c.BlobSize > maxNeighbour || cost > left) {
 			break
 		}
+		if d.spared(c) {
+			continue
+		}
 		left, budget = left-cost, budget-cost
 		behind = append(behind, i)
 		prev, end = c, c.BlobOffset+c.BlobSize
@@ -225,6 +232,9 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 		cost := start - c.BlobOffset
 		if !d.missing(i) || !follows(c, next, c.BlobOffset+c.BlobSize) || c.BlobSize > maxNeighbour || cost > left {
 			break
+		}
+		if d.spared(c) {
+			continue
 		}
 		left -= cost
 		before = append(before, i)
@@ -265,7 +275,7 @@ func (m *misses) window(at int64) int64 {
 // budget is how many bytes may be fetched now, wanted or not.
 func (d *Device) budget() int64 {
 	touched := d.stats.touched.Load()
-	return touched + touched*extraNumerator/extraDenominator + extraAllowance - d.stats.fetched.Load()
+	return touched + touched*extraNumerator/extraDenominator + extraAllowance - d.stats.fetched.Load() - d.stats.copied.Load()
 }
 
 // readAhead starts what a sequential reader will want next.
@@ -289,8 +299,8 @@ func (d *Device) readAhead(off, n int64) {
 	if len(missing) == 0 || d.table.At(missing[0]).Offset > s.next+window/2 {
 		return
 	}
-	for _, run := range d.runs(d.whole(missing)) {
-		d.start(run, ReadAhead).keep = true
+	for _, f := range d.begin(d.whole(missing), ReadAhead) {
+		f.keep = true
 	}
 }
 

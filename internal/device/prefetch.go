@@ -91,8 +91,7 @@ func (d *Device) startPrefetch(i, end int, p Priority, wanted func(index.Chunk) 
 			missing = append(missing, i)
 		}
 	}
-	for _, run := range d.runs(d.whole(missing)) {
-		f := d.start(run, p)
+	for _, f := range d.begin(d.whole(missing), p) {
 		f.keep = true
 		flights = append(flights, f.flights...)
 	}

@@ -6,6 +6,7 @@
 //	<root>/<sha256 hex>/layer.json   Meta
 //	                    image.erofs  the tree (package erofs)
 //	                    chunks       where the data lies in the blob (index.Table)
+//	                    digests      the digests of chunks, sorted (index.Digests)
 //	                    data         the data that is local (package cache)
 //	                    present      which of it is
 //
@@ -80,6 +81,8 @@ type Layer struct {
 	target     string // where it is mounted
 	devicePath string // the exported device
 	table      *index.Table
+	lending    *lending
+	origins    origins // protected by lending.mu
 	cache      *cache.File
 	space      *cache.Space
 	dev        *device.Device
@@ -90,7 +93,7 @@ type Layer struct {
 
 // open opens the layer in dir, for a set.
 func open(dir, target string, s *Set) (_ *Layer, err error) {
-	l := &Layer{dir: dir, target: target, space: s.space}
+	l := &Layer{dir: dir, target: target, space: s.space, lending: &s.lending}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("opening layer %s: %w", filepath.Base(dir), errors.Join(err, l.close()))
@@ -110,20 +113,23 @@ func open(dir, target string, s *Set) (_ *Layer, err error) {
 	}
 	l.dev = device.New(device.Config{
 		Descriptor: blob.Descriptor{Digest: l.Digest, Size: l.Size},
-		Table:      l.table, Cache: l.cache, Scheduler: s.sched, Patience: s.patience, Logger: s.log,
+		Table:      l.table, Cache: l.cache, Local: borrower{l}, Scheduler: s.sched, Patience: s.patience, Logger: s.log,
 	})
 	l.settle(l.Meta.Verdict)
+	if err := l.lending.join(l); err != nil {
+		s.log.Warn("other layers cannot have chunks of a layer", "layer", l.Digest.String(), "err", err)
+	}
 	return l, nil
 }
 
 // close ends the layer's fetches and closes its files, as far as they are open.
 func (l *Layer) close() error {
-	var err error
+	err := l.lending.leave(l)
 	if l.dev != nil {
 		l.dev.Close()
 	}
 	if l.cache != nil {
-		err = l.cache.Close()
+		err = errors.Join(err, l.cache.Close())
 	}
 	if l.table != nil {
 		err = errors.Join(err, l.table.Close())

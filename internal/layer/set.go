@@ -37,6 +37,7 @@ type Set struct {
 	sched        *device.Scheduler
 	patience     time.Duration
 	log          *slog.Logger
+	lending      lending
 
 	// changing is held while layers come and go, before mu. What a directory's
 	// name says and what the set holds differ only within it.

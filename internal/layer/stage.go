@@ -144,5 +144,8 @@ func (st *Stage) write(m Meta, idx *index.Index, complete bool) error {
 	if err := atomicfile.Create(filepath.Join(st.dir, tableName), 0o600, table); err != nil {
 		return err
 	}
+	if err := writeDigests(st.dir, idx); err != nil {
+		return err
+	}
 	return atomicfile.WriteJSON(filepath.Join(st.dir, metaName), m, 0o600)
 }
