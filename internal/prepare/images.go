@@ -26,6 +26,9 @@ type Image struct {
 	// UnusedSince is when the last runtime ceased to refer to it. It is zero while
 	// one does, and Prepared as long as none has since then.
 	UnusedSince time.Time `json:"unusedSince,omitzero"`
+	// Repositories are those that it was prepared from: unlike its names they stay
+	// with it.
+	Repositories []string `json:"repositories,omitempty"`
 	// Private means that its registry wanted credentials for it.
 	Private bool `json:"private,omitempty"`
 }
@@ -103,8 +106,9 @@ func (s *images) stamp() string {
 	return info.ModTime().String()
 }
 
-// add records a prepared image. A name that moves to it leaves other images.
-func (s *images) add(res *Result, private bool) error {
+// add records an image that has been prepared from a repository. A name that moves
+// to it leaves other images.
+func (s *images) add(res *Result, repository string, private bool) error {
 	all, err := s.all()
 	if err != nil {
 		return err
@@ -112,7 +116,7 @@ func (s *images) add(res *Result, private bool) error {
 	img := Image{Digest: res.Digest, Layers: res.Layers, Private: private}
 	for _, other := range all {
 		if other.Digest == res.Digest {
-			img.References = other.References
+			img.References, img.Repositories = other.References, other.Repositories
 			continue
 		}
 		if i := slices.Index(other.References, res.Reference); i >= 0 {
@@ -124,6 +128,9 @@ func (s *images) add(res *Result, private bool) error {
 	}
 	if !slices.Contains(img.References, res.Reference) {
 		img.References = append(img.References, res.Reference)
+	}
+	if !slices.Contains(img.Repositories, repository) {
+		img.Repositories = append(img.Repositories, repository)
 	}
 	return s.touch(img)
 }

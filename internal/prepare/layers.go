@@ -74,7 +74,7 @@ func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, pro
 		return err
 	}
 	l.root, l.layer = got.Root, got
-	got.Device().AddSources(img.sources())
+	img.serve(got)
 	l.Reason = string(got.Kind)
 	if got.Complete() {
 		l.Action = Fetched
@@ -151,7 +151,7 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, idx *ind
 	if err != nil {
 		return nil, err
 	}
-	got.Device().AddSources(img.sources())
+	img.serve(got)
 	if got.Landmark > 0 {
 		p.background.Go(func() error {
 			if err := got.Device().PrefetchBlob(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {

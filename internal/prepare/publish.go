@@ -45,7 +45,7 @@ func (p *Preparer) publish(ctx context.Context, img *resolved, res *Result) erro
 		return err
 	}
 	// First the image: its layers must not look unused.
-	if err := p.images.add(res, img.private); err != nil {
+	if err := p.images.add(res, img.ref.Name(), img.private); err != nil {
 		return err
 	}
 	if err := p.store.Publish(ctx, chain); err != nil {

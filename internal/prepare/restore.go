@@ -14,7 +14,7 @@ import (
 )
 
 // RestoreSources gives the layers of prepared images the places that the images
-// were read from. It uses no network.
+// were read from, and tells where those came from. It uses no network.
 func (p *Preparer) RestoreSources() {
 	all, err := p.images.all()
 	if err != nil {
@@ -88,6 +88,7 @@ func (p *Preparer) restoreImage(ctx context.Context, img Image) error {
 // credentials of the pull if they are kept. After a boot they are not: then the
 // node's own are used.
 func (p *Preparer) restoreSources(img Image) {
+	p.restoreOrigins(img)
 	for _, name := range img.References {
 		ref, err := reference.ParseNormalizedNamed(name)
 		if err != nil {
