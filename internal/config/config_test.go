@@ -61,6 +61,9 @@ func TestLoad(t *testing.T) {
 		{"fill rate", `fill = "50MiB"`, ""},
 		{"no fill", `fill = "off"`, ""},
 		{"fill", `fill = "fast"`, `pace "fast": want on, off,`},
+		{"fill what is missing", `fill = "missing"`, ""},
+		{"fill what is missing at a rate", `fill = "missing 1MiB"`, ""},
+		{"fill what is missing, fast", `fill = "missing fast"`, `pace "missing fast"`},
 		{"no grace", `gc_grace = "0s"`, ""},
 		{"mount", `mount = "fuse"`, "want auto, file or loop"},
 		{"own store as runtime", `runtime_roots = ["/var/lib/holdfast/store"]`, "own directory"},
@@ -113,6 +116,28 @@ func TestShare(t *testing.T) {
 		back, err := s.MarshalText()
 		if got := s.Of(1000); got != c.want || string(back) != c.back || err != nil {
 			t.Errorf("%q: %d bytes, written as %q, error %v", c.text, got, back, err)
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want Pace
+		back string
+	}{
+		{"on", Pace{}, "on"}, {"off", Pace{Off: true}, "off"}, {"1mb", Pace{Rate: 1 << 20}, "1MiB"},
+		{"missing", Pace{Missing: true}, "missing"}, {"missing 1mb", Pace{Missing: true, Rate: 1 << 20}, "missing 1MiB"},
+	} {
+		var p Pace
+		err := p.UnmarshalText([]byte(c.text))
+		if back, werr := p.MarshalText(); p != c.want || string(back) != c.back || err != nil || werr != nil {
+			t.Errorf("%q: %+v, written as %q, errors %v, %v", c.text, p, back, err, werr)
+		}
+	}
+	for _, text := range []string{"", "missing 0", "missing -1", "missing  ", "missing on", "missing50MiB", "0", "-1", "Missing"} {
+		if err := new(Pace).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q was taken", text)
 		}
 	}
 }

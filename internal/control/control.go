@@ -70,7 +70,8 @@ type LayerStatus struct {
 	Index    index.Kind `json:"index,omitempty"`
 	Verified bool       `json:"verified"`
 	// Fill says how it stands with fetching the rest: "filling", "waiting", or
-	// "waiting: " and why; "" if it is done, or not to be done.
+	// "waiting: " and why; "filled, not verified" if that is all that is to be done;
+	// "" if it is done, or not to be done.
 	Fill string `json:"fill,omitempty"`
 	// Quarantined says why the layer is in quarantine.
 	Quarantined string        `json:"quarantined,omitempty"`

@@ -99,7 +99,7 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 		return errors.Join(err, conn.Close())
 	}
 	d.filler = fill.New(fill.Config{
-		Layers: d.layers, Scheduler: sched, Rate: int64(cfg.Fill.Rate), Quarantined: d.quarantined, Logger: log,
+		Layers: d.layers, Scheduler: sched, Rate: int64(cfg.Fill.Rate), Missing: cfg.Fill.Missing, Quarantined: d.quarantined, Logger: log,
 	})
 	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
 		return errors.Join(err, conn.Close())

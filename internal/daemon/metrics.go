@@ -50,6 +50,8 @@ func (d *Daemon) metrics() http.Handler {
 	counter("cache_evicted_bytes_total", "Disk space of layer data that was evicted.", func() float64 { return float64(d.space.Stats().Evicted) })
 	counter("fetch_requests_total", "Range requests to sources.", sum(func(s device.Stats) int64 { return s.Requests }))
 	counter("fetched_bytes_total", "Compressed bytes asked for.", sum(func(s device.Stats) int64 { return s.Fetched }))
+	counter("copied_bytes_total", "Compressed bytes that were not fetched, since other layers had the chunks.", sum(func(s device.Stats) int64 { return s.Copied }))
+	counter("copied_chunks_total", "Chunks that were copied from other layers.", sum(func(s device.Stats) int64 { return s.CopiedChunks }))
 	counter("touched_bytes_total", "Compressed bytes of chunks that readers asked for.", sum(func(s device.Stats) int64 { return s.Touched }))
 	counter("fetch_failures_total", "Range requests that failed.", sum(func(s device.Stats) int64 { return s.Failures }))
 	counter("corrupt_chunks_total", "Chunks that did not match their digest.", sum(func(s device.Stats) int64 { return s.Corrupt }))

@@ -164,13 +164,9 @@ func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) error {
 		return err
 	}
 	defer release()
-	chunks := make([]int, len(flights))
-	for i, fl := range flights {
-		chunks[i] = fl.chunk
-	}
 	var failed error
 	at := 0
-	for _, run := range d.runs(chunks) {
+	for _, run := range d.runs(chunksOf(flights)) {
 		part := flights[at : at+len(run)]
 		at += len(run)
 		if _, err := d.stream(f, src, part); err != nil {
@@ -178,6 +174,14 @@ func (d *Device) fetchFrom(f *fetch, src blob.Source, flights []*flight) error {
 		}
 	}
 	return failed
+}
+
+func chunksOf(flights []*flight) []int {
+	chunks := make([]int, len(flights))
+	for i, fl := range flights {
+		chunks[i] = fl.chunk
+	}
+	return chunks
 }
 
 // land ends the flight of a chunk.

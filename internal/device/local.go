@@ -72,18 +72,18 @@ func (d *Device) startCopy(chunks []int, idle Priority) *fetch {
 			f.cancel(nil)
 			return
 		}
-		d.stats.fetched.Add(d.compressed(left))
+		d.stats.fetched.Add(d.compressed(chunksOf(left)))
 		d.run(f)
 	})
 	return f
 }
 
-// compressed is how many bytes flights take in the blob. A frame with several
-// chunks counts once.
-func (d *Device) compressed(flights []*flight) (n int64) {
+// compressed is how many bytes chunks, ascending, take in the blob. A frame with
+// several of them counts once.
+func (d *Device) compressed(chunks []int) (n int64) {
 	last := int64(-1)
-	for _, fl := range flights {
-		if c := d.table.At(fl.chunk); c.BlobOffset != last {
+	for _, i := range chunks {
+		if c := d.table.At(i); c.BlobOffset != last {
 			n, last = n+c.BlobSize, c.BlobOffset
 		}
 	}

@@ -7,7 +7,8 @@
 // that a reader waits for. On the way its content goes to the cache as far as it
 // is missing, and blob digest, diff ID, chunks and tree are compared with what the
 // layer is said to be. What holds makes the layer verified; what does not, puts it
-// in quarantine (see [layer.Verdict]).
+// in quarantine (see [layer.Verdict]). With Config.Missing it is otherwise: only what
+// is not on this node yet is fetched, and nothing is concluded (missing.go).
 //
 // A source that sends other bytes than the digest says is not the layer's fault:
 // the next one is asked. Only if all of them do, more than once, the layer is
@@ -49,6 +50,9 @@ type Config struct {
 	Scheduler *device.Scheduler // shared with the devices of the layers
 	// Rate is the most that is fetched in a second, in bytes; 0 means no limit.
 	Rate int64
+	// Missing means that nothing is fetched which is local already. Layers are not
+	// verified as a whole then.
+	Missing bool
 	// Quarantined is called after a layer was put in quarantine; may be nil.
 	Quarantined func(context.Context, *layer.Layer)
 	Logger      *slog.Logger
@@ -62,7 +66,8 @@ type Filler struct {
 	mu     sync.Mutex // protects the fields below
 	wanted []digest.Digest
 	work   map[digest.Digest]*work
-	wake   chan struct{} // closed, and replaced, when there may be something to do
+	filled map[digest.Digest]bool // what Missing has done: eviction does not begin it anew
+	wake   chan struct{}          // closed, and replaced, when there may be something to do
 }
 
 // work is what is known of the filling of one layer.
@@ -76,7 +81,7 @@ type work struct {
 
 // New returns a Filler that has nothing to do.
 func New(c Config) *Filler {
-	f := &Filler{Config: c, work: map[digest.Digest]*work{}, wake: make(chan struct{})}
+	f := &Filler{Config: c, work: map[digest.Digest]*work{}, filled: map[digest.Digest]bool{}, wake: make(chan struct{})}
 	if c.Rate > 0 {
 		f.limit = rate.NewLimiter(rate.Limit(c.Rate), burst)
 	}
@@ -94,6 +99,11 @@ func (f *Filler) Want(layers []digest.Digest) {
 			delete(f.work, d)
 		}
 	}
+	for d := range f.filled {
+		if !slices.Contains(layers, d) {
+			delete(f.filled, d)
+		}
+	}
 	f.announce()
 }
 
@@ -103,7 +113,7 @@ func (f *Filler) announce() {
 }
 
 // State says in a word or a line how it stands with a layer; "" if it is not
-// wanted, or done.
+// wanted, or done and verified.
 func (f *Filler) State(d digest.Digest) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,6 +125,8 @@ func (f *Filler) State(d digest.Digest) string {
 		return "waiting: " + w.err.Error()
 	case f.todo(d) != nil:
 		return "waiting"
+	case f.filled[d]:
+		return "filled, not verified"
 	default:
 		return ""
 	}
@@ -147,8 +159,11 @@ func (f *Filler) runNext(ctx context.Context) {
 		}
 		return
 	}
-	start := time.Now()
-	err := f.fill(ctx, l)
+	start, fill := time.Now(), f.fill
+	if f.Missing {
+		fill = f.fillMissing
+	}
+	err := fill(ctx, l)
 	f.done(ctx, l, err)
 	switch v := l.Verdict(); {
 	case ctx.Err() != nil:
@@ -159,6 +174,8 @@ func (f *Filler) runNext(ctx context.Context) {
 		}
 	case err != nil:
 		f.Logger.Warn("filling layer", "layer", l.Digest.String(), "err", err)
+	case f.Missing:
+		f.Logger.Info("filled layer, not verified as a whole", "layer", l.Digest.String(), "complete", l.Complete(), "took", time.Since(start).Round(time.Millisecond).String())
 	default:
 		f.Logger.Info("filled and verified layer", "layer", l.Digest.String(), "bytes", l.Size, "took", time.Since(start).Round(time.Millisecond).String())
 	}
@@ -166,7 +183,7 @@ func (f *Filler) runNext(ctx context.Context) {
 
 // todo returns the layer if there is something to do. The caller holds f.mu.
 func (f *Filler) todo(d digest.Digest) *layer.Layer {
-	if !slices.Contains(f.wanted, d) {
+	if !slices.Contains(f.wanted, d) || f.filled[d] {
 		return nil
 	}
 	l, ok := f.Layers.Get(d)
