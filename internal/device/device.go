@@ -58,18 +58,19 @@ type Device struct {
 
 	stats counters
 
-	mu       sync.Mutex // protects the fields below
-	closed   bool
-	sources  []blob.Source
-	flights  map[int]*flight // by chunk
-	touched  []uint64        // chunks a reader asked for, one bit each
-	streams  [8]stream       // recent sequential readers
-	oldest   int             // next of streams to replace
-	misses   misses
-	related  bool // something of the layer was local elsewhere
-	lastErr  error
-	broken   error              // every read fails with it
-	troubles map[string]Trouble // by source
+	mu        sync.Mutex // protects the fields below
+	closed    bool
+	sources   []blob.Source
+	flights   map[int]*flight // by chunk
+	touched   []uint64        // chunks a reader asked for, one bit each
+	streams   [8]stream       // recent sequential readers
+	oldest    int             // next of streams to replace
+	misses    misses
+	related   bool // something of the layer was local elsewhere; if nothing,
+	strangers int  // how many of its chunks were not: see spared
+	lastErr   error
+	broken    error              // every read fails with it
+	troubles  map[string]Trouble // by source
 }
 
 type counters struct {

@@ -38,6 +38,7 @@ func (d *Device) begin(missing []int, idle Priority) []*fetch {
 }
 
 // split tells chunks that are local elsewhere from those that are to be fetched.
+// The caller holds d.mu.
 func (d *Device) split(chunks []int) (local, away []int) {
 	if d.local == nil {
 		return nil, chunks
@@ -53,11 +54,23 @@ func (d *Device) split(chunks []int) (local, away []int) {
 	return local, away
 }
 
+// maxStrangers is after how many neighbours of misses that are not local elsewhere,
+// and none that is, a layer is taken to have nothing in common with others: most
+// have not, and neighbours are many.
+const maxStrangers = 512
+
 // spared reports whether a neighbour of a miss need not be fetched along with it.
-// A layer that has had nothing to copy so far is not asked: most have nothing in
-// common with others, and neighbours are many. The caller holds d.mu.
+// The caller holds d.mu.
 func (d *Device) spared(c index.Chunk) bool {
-	return d.related && c.HasDigest() && d.local.Has(c)
+	if d.local == nil || !c.HasDigest() || !d.related && d.strangers >= maxStrangers {
+		return false
+	}
+	if d.local.Has(c) {
+		d.related = true
+		return true
+	}
+	d.strangers++
+	return false
 }
 
 // startCopy begins to copy chunks; what cannot be copied after all is fetched. The

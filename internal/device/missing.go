@@ -10,7 +10,7 @@ import (
 )
 
 // fillBatch is how many compressed bytes a fill asks for at a time.
-const fillBatch = 8 << 20
+const fillBatch = 4 << 20
 
 // ErrNoRoom means that a device cannot be filled without taking room from readers.
 var ErrNoRoom = errors.New("there is no room for the rest of the layer")
