@@ -56,7 +56,8 @@ type Device struct {
 	cancel context.CancelCauseFunc
 	active sync.WaitGroup // running fetches
 
-	stats counters
+	stats   counters
+	related atomic.Bool // something of the layer was local elsewhere
 
 	mu        sync.Mutex // protects the fields below
 	closed    bool
@@ -66,8 +67,7 @@ type Device struct {
 	streams   [8]stream       // recent sequential readers
 	oldest    int             // next of streams to replace
 	misses    misses
-	related   bool // something of the layer was local elsewhere; if nothing,
-	strangers int  // how many of its chunks were not: see spared
+	strangers int // chunks that were not local elsewhere, while none was: see spared
 	lastErr   error
 	broken    error              // every read fails with it
 	troubles  map[string]Trouble // by source

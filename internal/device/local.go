@@ -50,8 +50,23 @@ func (d *Device) split(chunks []int) (local, away []int) {
 			away = append(away, i)
 		}
 	}
-	d.related = d.related || len(local) > 0
+	if len(local) > 0 {
+		d.related.Store(true)
+	}
 	return local, away
+}
+
+// maxCopiedGap is how close in the blob chunks must be to share a request, if others
+// are between them that are copied: about what a request costs in bytes. New versions
+// of small files would otherwise come with most of the old ones.
+const maxCopiedGap = 4 << 10
+
+// gap is how far chunk k may be from chunk i, before it, to share a request.
+func (d *Device) gap(i, k int) int64 {
+	if d.related.Load() && k > i+1 {
+		return maxCopiedGap
+	}
+	return maxGap
 }
 
 // maxStrangers is after how many neighbours of misses that are not local elsewhere,
@@ -62,11 +77,11 @@ const maxStrangers = 512
 // spared reports whether a neighbour of a miss need not be fetched along with it.
 // The caller holds d.mu.
 func (d *Device) spared(c index.Chunk) bool {
-	if d.local == nil || !c.HasDigest() || !d.related && d.strangers >= maxStrangers {
+	if d.local == nil || !c.HasDigest() || !d.related.Load() && d.strangers >= maxStrangers {
 		return false
 	}
 	if d.local.Has(c) {
-		d.related = true
+		d.related.Store(true)
 		return true
 	}
 	d.strangers++

@@ -165,7 +165,7 @@ func TestCopiesWhatIsLocal(t *testing.T) {
 				for _, call := range src.seen() {
 					fetched += call.Length
 				}
-				if fetched != s.Fetched || fetched > size+int64(len(want))*maxGap {
+				if fetched != s.Fetched || fetched > size+int64(len(want))*maxCopiedGap {
 					t.Errorf("%d bytes were asked for, want %d: %+v", fetched, size, s)
 				}
 			})
@@ -253,20 +253,20 @@ func TestNoDigestIsNotLookedUp(t *testing.T) {
 
 // A miss takes along no neighbours that are local elsewhere, but goes through them.
 func TestNeighboursAreSpared(t *testing.T) {
-	const n = 40
+	const n, size = 40, 1000
 	var one, two []testimage.File
 	for i := range uint64(n) {
 		name, seed := fmt.Sprintf("file-%02d", i), i
-		one = append(one, file(name, 5000, seed))
+		one = append(one, file(name, size, seed))
 		if i%4 == 0 {
 			seed += n
 		}
-		two = append(two, file(name, 5000, seed))
+		two = append(two, file(name, size, seed))
 	}
 	old, newer := makeLayer(t, testimage.EStargz, testimage.Options{}, one...), makeLayer(t, testimage.EStargz, testimage.Options{}, two...)
 	src := watch(blobtest.NewMemory(newer.blob))
 	r := newBorrower(t, newer, &shelf{from: []*rig{local(t, old)}}, src)
-	first := slices.IndexFunc(newer.index.Chunks, func(c index.Chunk) bool { return c.Size == 5000 })
+	first := slices.IndexFunc(newer.index.Chunks, func(c index.Chunk) bool { return c.Size == size })
 	for _, i := range []int{first + 1, first + 8} { // one that is copied, one that is not
 		if err := r.check(t.Context(), newer.index.Chunks[i].Offset, 100); err != nil {
 			t.Fatal(err)

@@ -173,30 +173,31 @@ func (d *Device) runs(chunks []int) [][]int {
 	var runs [][]int
 	var start, end int64 // of the current run in the blob
 	var prev index.Chunk
+	last := 0
 	for _, i := range chunks {
 		c := d.table.At(i)
-		if len(runs) > 0 && follows(prev, c, end) && c.BlobOffset+c.BlobSize-start <= maxRequest {
+		if len(runs) > 0 && follows(prev, c, end, d.gap(last, i)) && c.BlobOffset+c.BlobSize-start <= maxRequest {
 			runs[len(runs)-1] = append(runs[len(runs)-1], i)
 		} else {
 			runs = append(runs, []int{i})
 			start, end = c.BlobOffset, 0
 		}
 		end = max(end, c.BlobOffset+c.BlobSize)
-		prev = c
+		prev, last = c, i
 	}
 	return runs
 }
 
 // follows reports whether c can be read after prev from one stream of the blob
-// that so far reaches to end.
-func follows(prev, c index.Chunk, end int64) bool {
+// that so far reaches to end, over a gap of at most so many bytes.
+func follows(prev, c index.Chunk, end, gap int64) bool {
 	if c.BlobOffset == prev.BlobOffset {
 		return c.InnerOffset >= prev.InnerOffset+prev.Size
 	}
 	if c.Digest == [sha256.Size]byte{} {
 		end -= shared
 	}
-	return c.BlobOffset >= end && c.BlobOffset-end <= maxGap
+	return c.BlobOffset >= end && c.BlobOffset-end <= gap
 }
 
 // neighbours returns chunks before and behind a run that its request takes
@@ -210,12 +211,12 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 	window := d.misses.window(start)
 	budget := d.budget() - (end - start)
 	left := min(budget/budgetShare, window)
-	prev := last
+	prev, at := last, run[len(run)-1]
 	for i := run[len(run)-1] + 1; i < d.table.Len(); i++ {
 		c := d.table.At(i)
 		cost := c.BlobOffset + c.BlobSize - end
 		rest := c.Offset == prev.End() && c.BlobSize <= maxRest && cost <= budget
-		if !d.missing(i) || !follows(prev, c, end) || !rest && (c.BlobSize > maxNeighbour || cost > left) {
+		if !d.missing(i) || !follows(prev, c, end, d.gap(at, i)) || !rest && (c.BlobSize > maxNeighbour || cost > left) {
 			break
 		}
 		if d.spared(c) {
@@ -223,14 +224,14 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 		}
 		left, budget = left-cost, budget-cost
 		behind = append(behind, i)
-		prev, end = c, c.BlobOffset+c.BlobSize
+		prev, at, end = c, i, c.BlobOffset+c.BlobSize
 	}
 	left = min(budget/budgetShare, window)
-	next := first
+	next, at := first, run[0]
 	for i := run[0] - 1; i >= 0; i-- {
 		c := d.table.At(i)
 		cost := start - c.BlobOffset
-		if !d.missing(i) || !follows(c, next, c.BlobOffset+c.BlobSize) || c.BlobSize > maxNeighbour || cost > left {
+		if !d.missing(i) || !follows(c, next, c.BlobOffset+c.BlobSize, d.gap(i, at)) || c.BlobSize > maxNeighbour || cost > left {
 			break
 		}
 		if d.spared(c) {
@@ -238,7 +239,7 @@ func (d *Device) neighbours(run []int) (before, behind []int) {
 		}
 		left -= cost
 		before = append(before, i)
-		next, start = c, c.BlobOffset
+		next, at, start = c, i, c.BlobOffset
 	}
 	slices.Reverse(before)
 	return before, behind
