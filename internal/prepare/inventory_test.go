@@ -66,7 +66,7 @@ func (d *doomed) checkFiles(t *testing.T) {
 	for _, l := range d.layers.All() {
 		dir := "layers/" + l.Digest.Encoded()
 		want = append(want, dir)
-		for _, name := range []string{"layer.json", "image.erofs", "chunks", "data"} {
+		for _, name := range []string{"layer.json", "image.erofs", "chunks", "digests", "data"} {
 			want = append(want, dir+"/"+name)
 		}
 		optional[dir+"/present"], optional[dir+"/frozen"] = true, true
