@@ -59,18 +59,18 @@ type Device struct {
 	stats   counters
 	related atomic.Bool // something of the layer was local elsewhere
 
-	mu        sync.Mutex // protects the fields below
-	closed    bool
-	sources   []blob.Source
-	flights   map[int]*flight // by chunk
-	touched   []uint64        // chunks a reader asked for, one bit each
-	streams   [8]stream       // recent sequential readers
-	oldest    int             // next of streams to replace
-	misses    misses
-	strangers int // chunks that were not local elsewhere, while none was: see spared
-	lastErr   error
-	broken    error              // every read fails with it
-	troubles  map[string]Trouble // by source
+	mu       sync.Mutex // protects the fields below
+	closed   bool
+	sources  []blob.Source
+	flights  map[int]*flight // by chunk
+	touched  []uint64        // chunks a reader asked for, one bit each
+	streams  [8]stream       // recent sequential readers
+	oldest   int             // next of streams to replace
+	misses   misses
+	unshared int // chunks that were not local elsewhere, while none was: see spared
+	lastErr  error
+	broken   error              // every read fails with it
+	troubles map[string]Trouble // by source
 }
 
 type counters struct {

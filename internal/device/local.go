@@ -77,14 +77,14 @@ const maxStrangers = 512
 // spared reports whether a neighbour of a miss need not be fetched along with it.
 // The caller holds d.mu.
 func (d *Device) spared(c index.Chunk) bool {
-	if d.local == nil || !c.HasDigest() || !d.related.Load() && d.strangers >= maxStrangers {
+	if d.local == nil || !c.HasDigest() || !d.related.Load() && d.unshared >= maxStrangers {
 		return false
 	}
 	if d.local.Has(c) {
 		d.related.Store(true)
 		return true
 	}
-	d.strangers++
+	d.unshared++
 	return false
 }
 
