@@ -41,14 +41,14 @@ func (f *Finder) documents(l Layer, res *stream.Result) (docs indexstore.LayerDo
 		Extended: res.Index.Compression == index.Zstd,
 	}
 	var files []*os.File
-	done = func() {
+	closeAll := func() {
 		for _, file := range files {
 			_ = file.Close() // it has no name
 		}
 	}
 	defer func() {
 		if err != nil {
-			done()
+			closeAll()
 		}
 	}()
 	write := func(write func(io.Writer) error) (indexstore.Content, error) {
@@ -67,7 +67,7 @@ func (f *Finder) documents(l Layer, res *stream.Result) (docs indexstore.LayerDo
 	}
 	digests := Digests{Blob: res.Blob, DiffID: res.DiffID, Files: res.Files}
 	docs.Digests, err = write(digests.Encode)
-	return docs, done, err
+	return docs, closeAll, err
 }
 
 func content(file *os.File) (indexstore.Content, error) {

@@ -3,6 +3,7 @@
 package prepare_test
 
 import (
+	"archive/tar"
 	"errors"
 	"os"
 	"path/filepath"
@@ -74,6 +75,31 @@ func TestBuiltIndex(t *testing.T) {
 				t.Errorf("with another diff ID: %+v", res)
 			}
 		})
+	}
+}
+
+// A zstd layer of one large frame has no index that is of use to others. It is read
+// whole each time.
+func TestNoIndexPossible(t *testing.T) {
+	s := start(t, testregistry.Options{})
+	n := newNode(t, prepare.Policy{Build: true}, s)
+	plain := testimage.Tar(testimage.File{Header: tar.Header{Name: "large"}, Content: testimage.Bytes(80<<20, 1)})
+	ref := push(t, s, "app", convert(t, plain, testimage.Zstd))
+	for range 2 {
+		res := n.prepare(t, ref)
+		if actions(res) != "fetched" {
+			t.Fatalf("result %+v", res)
+		}
+		n.compare(t, res.Layers[0], plain)
+		if err := n.Remove(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(n.dir, "indexes")); err != nil || len(left) > 0 {
+		t.Errorf("kept: %v, %v", left, err)
+	}
+	if strings.Contains(n.log.String(), "level=WARN") {
+		t.Errorf("log:\n%s", n.log)
 	}
 }
 
