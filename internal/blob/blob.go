@@ -24,6 +24,12 @@ type Descriptor struct {
 	Size   int64
 }
 
+// Range is bytes of a blob.
+type Range struct{ Offset, Length int64 }
+
+// End is the offset just after the range.
+func (r Range) End() int64 { return r.Offset + r.Length }
+
 // Source is a place blobs are read from: a registry, a mirror, an OCI layout.
 //
 // Methods may be called by several goroutines at once. A Source keeps no

@@ -28,6 +28,7 @@ var levels = map[string]int{
 	"internal/erofs":         1,
 	"internal/index/soci":    1,
 	"internal/index/toc":     1,
+	"internal/profile":       1,
 
 	"internal/credentials":       2,
 	"internal/index/estargz":     2,
