@@ -64,6 +64,7 @@ type Device struct {
 	sources  []blob.Source
 	flights  map[int]*flight // by chunk
 	touched  []uint64        // chunks a reader asked for, one bit each
+	records  []*recording    // who notes what readers ask for
 	streams  [8]stream       // recent sequential readers
 	oldest   int             // next of streams to replace
 	misses   misses

@@ -149,6 +149,9 @@ func (d *Device) checkRange(off, n int64) error {
 
 // touch notes that a reader wants chunk i. A frame with several chunks counts once.
 func (d *Device) touch(i int, c index.Chunk) {
+	for _, r := range d.records {
+		r.note(c)
+	}
 	if d.isTouched(i) {
 		return
 	}

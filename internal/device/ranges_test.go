@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/blobtest"
+	"github.com/holdfast/holdfast/internal/testimage"
+)
+
+// bytesOf are the bytes of the blob that chunks lie in, a range each.
+func (m made) bytesOf(chunks ...int) []blob.Range {
+	var ranges []blob.Range
+	for _, i := range chunks {
+		ranges = append(ranges, m.frame(0, i).Range)
+	}
+	return ranges
+}
+
+func present(r *rig) []int {
+	var all []int
+	for i := range r.table.Len() {
+		if r.cache.Has(i) {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+func TestPrefetchRanges(t *testing.T) {
+	m := chunked(t, 20)
+	inside := func(i int) blob.Range { return blob.Range{Offset: m.index.Chunks[i].BlobOffset + 1, Length: 1} }
+	last := len(m.index.Chunks) - 1
+	for _, c := range []struct {
+		name     string
+		ranges   []blob.Range
+		local    []int // before
+		want     []int // local afterwards
+		requests int
+	}{
+		{name: "nothing"},
+		{name: "an empty range", ranges: []blob.Range{{Offset: inside(3).Offset}}},
+		{name: "one chunk", ranges: m.bytesOf(3), want: []int{3}, requests: 1},
+		{name: "neighbours, in any order", ranges: m.bytesOf(5, 4, 6), want: []int{4, 5, 6}, requests: 1},
+		{name: "far apart", ranges: m.bytesOf(2, 12), want: []int{2, 12}, requests: 2},
+		{name: "the same twice", ranges: m.bytesOf(2, 2), want: []int{2}, requests: 1},
+		{name: "one byte is enough", ranges: []blob.Range{inside(7)}, want: []int{7}, requests: 1},
+		{name: "all", ranges: []blob.Range{{Offset: 0, Length: math.MaxInt64}}, want: all(last), requests: 1},
+		{name: "behind the blob", ranges: []blob.Range{{Offset: math.MaxInt64 - 1, Length: 1}}},
+		{name: "what is local already", ranges: m.bytesOf(2, 3, 4), local: []int{2, 4}, want: []int{2, 3, 4}, requests: 1},
+		{name: "a small gap in much", ranges: m.bytesOf(1, 2, 3, 4, 5, 6, 7, 8, 10), want: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, requests: 1},
+		{name: "not over what is local", ranges: m.bytesOf(1, 2, 3, 4, 5, 6, 7, 8, 10), local: []int{9}, want: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, requests: 2},
+		{name: "a small gap in little", ranges: m.bytesOf(8, 10), want: []int{8, 10}, requests: 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			src := watch(blobtest.NewMemory(m.blob))
+			r := newRig(t, m, rigOptions{}, src)
+			if err := r.PrefetchRanges(t.Context(), m.bytesOf(c.local...), Fill); err != nil {
+				t.Fatal(err)
+			}
+			before := len(src.seen())
+			if err := r.PrefetchRanges(t.Context(), c.ranges, Profile); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(c.want, present(r)); d != "" {
+				t.Errorf("local: %s", d)
+			}
+			if n := len(src.seen()) - before; n != c.requests {
+				t.Errorf("%d requests, want %d", n, c.requests)
+			}
+			if s := r.Stats(); s.Touched != 0 {
+				t.Errorf("stats %+v", s)
+			}
+		})
+	}
+}
+
+func all(last int) []int {
+	var chunks []int
+	for i := range last + 1 {
+		chunks = append(chunks, i)
+	}
+	return chunks
+}
+
+// What another node recorded fits, whatever its index looks like.
+func TestPrefetchRangesInAllFormats(t *testing.T) {
+	for _, f := range formats() {
+		t.Run(string(f), func(t *testing.T) {
+			m := makeLayer(t, f, testimage.Options{}, file("a", 10*chunkSize, 1), file("b", 3, 2), file("c", 5*chunkSize, 3))
+			r := newRig(t, m, rigOptions{}, blobtest.NewMemory(m.blob))
+			ranges := m.bytesOf(len(m.index.Chunks)/2, 0)
+			if err := r.PrefetchRanges(t.Context(), ranges, Profile); err != nil {
+				t.Fatal(err)
+			}
+			for i, c := range m.index.Chunks {
+				covered := slices.ContainsFunc(ranges, func(r blob.Range) bool {
+					return c.BlobOffset < r.End() && r.Offset < c.BlobOffset+c.BlobSize
+				})
+				if covered && !r.cache.Has(i) {
+					t.Errorf("chunk %d is missing", i)
+				}
+			}
+		})
+	}
+}
+
+// All requests are under way at the same time, and a reader joins them.
+func TestPrefetchRangesIsShared(t *testing.T) {
+	m := chunked(t, 20)
+	src := watch(blobtest.NewMemory(m.blob))
+	src.hold = always
+	r := newRig(t, m, rigOptions{}, src)
+	done := make(chan error, 2)
+	for range 2 {
+		go func() { done <- r.PrefetchRanges(t.Context(), m.bytesOf(2, 12), Profile) }()
+	}
+	receive(t, src.opened)
+	receive(t, src.opened)
+	read := make(chan error, 1)
+	go func() { read <- r.check(t.Context(), m.index.Chunks[2].Offset, 10) }()
+	eventually(t, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		f := r.flights[2]
+		return f != nil && f.fetch.waiting == 1
+	})
+	close(src.release)
+	for _, c := range []chan error{read, done, done} {
+		if err := receive(t, c); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(src.seen()); n != 2 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+func TestPrefetchRangesFails(t *testing.T) {
+	m := chunked(t, 2)
+	boom := errors.New("boom")
+	r := newRig(t, m, rigOptions{}, faults(blobtest.NewMemory(m.blob), blobtest.Fault{OpenErr: boom}))
+	if err := r.PrefetchRanges(t.Context(), m.bytesOf(1), Profile); !errors.Is(err, boom) {
+		t.Errorf("error %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	src := watch(blobtest.NewMemory(m.blob))
+	src.hold = always
+	r = newRig(t, m, rigOptions{}, src)
+	if err := r.PrefetchRanges(ctx, m.bytesOf(1), Profile); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	r.Close()
+	if err := r.PrefetchRanges(t.Context(), m.bytesOf(1), Profile); !errors.Is(err, errClosed) {
+		t.Errorf("error %v", err)
+	}
+}
