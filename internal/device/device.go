@@ -65,6 +65,7 @@ type Device struct {
 	flights  map[int]*flight // by chunk
 	touched  []uint64        // chunks a reader asked for, one bit each
 	records  []*recording    // who notes what readers ask for
+	guided   int             // how many fetch in order what readers want
 	streams  [8]stream       // recent sequential readers
 	oldest   int             // next of streams to replace
 	misses   misses

@@ -206,8 +206,8 @@ func follows(prev, c index.Chunk, end, gap int64) bool {
 // neighbours returns chunks before and behind a run that its request takes
 // along, each ascending, within the budget.
 func (d *Device) neighbours(run []int) (before, behind []int) {
-	if d.table.Spans() > 0 {
-		return nil, nil // a span is large enough
+	if d.guided > 0 || d.table.Spans() > 0 { // a span is large enough
+		return nil, nil
 	}
 	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
 	start, end := first.BlobOffset, last.BlobOffset+last.BlobSize
@@ -286,6 +286,9 @@ func (d *Device) budget() int64 {
 func (d *Device) readAhead(off, n int64) {
 	s := d.sequential(off, n)
 	window := max(min(s.read, minReadAhead), min(s.read/readAheadShare, maxReadAhead))
+	if d.guided > 0 && s.read < minReadAhead { // who reads so much in a row is not short of a guess
+		window = 0
+	}
 	if window < index.BlockSize {
 		return
 	}

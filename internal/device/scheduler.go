@@ -3,7 +3,9 @@
 package device
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -30,16 +32,21 @@ const quiet = 10 * time.Millisecond
 
 // Scheduler shares connections and the line among the fetches of all devices.
 // A blocked read never waits for anything here; the others wait for a
-// connection, and stand back while something above them is going on. It also
-// knows which sources failed lately. Its methods may be called concurrently.
+// connection, those of a higher priority first, and stand back while something
+// above them is going on. What a profile says is wanted soon: it stands back only
+// while bytes of something above it come, and has the line for as long as that
+// waits for an answer. The scheduler also knows which sources failed lately. Its
+// methods may be called concurrently.
 type Scheduler struct {
 	health health // of the sources, for all devices
 
-	mu      sync.Mutex // protects the fields below
-	running [priorities]int
-	blocked time.Time     // when the last reader's wait ended
-	limit   int           // fetches that nobody waits for which may run at once
-	changed chan struct{} // closed and replaced whenever somebody may go on
+	mu        sync.Mutex // protects the fields below
+	running   [priorities]int
+	receiving [priorities]int // those whose bytes come; kept for ones above Profile only
+	queue     []*queued       // who waits for a connection, first come first
+	blocked   time.Time       // when the last reader's wait ended
+	limit     int             // fetches that nobody waits for which may run at once
+	changed   chan struct{}   // closed and replaced whenever somebody may go on
 }
 
 // NewScheduler returns a scheduler that lets limit fetches run at once beside
@@ -61,19 +68,39 @@ func (s *Scheduler) add(p Priority, n int) {
 	if p == BlockedRead && n < 0 {
 		s.blocked = time.Now()
 	}
+	s.wake()
+}
+
+// wake lets all who wait look again. The caller holds s.mu.
+func (s *Scheduler) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
+// receive notes that bytes come for a fetch of priority now, which was of
+// priority before so far: Fill, if it was none.
+func (s *Scheduler) receive(before, now Priority) {
+	if before == now || before >= Profile && now >= Profile {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.receiving[before]--
+	s.receiving[now]++
+	s.wake()
+}
+
 // acquire waits until a fetch may start. Its priority may rise meanwhile.
 func (s *Scheduler) acquire(ctx context.Context, priority func() Priority) (release func(), err error) {
+	me := &queued{}
+	defer s.leave(me)
 	for {
 		p := priority()
 		if p == BlockedRead {
 			return func() {}, nil // its reader is counted already
 		}
 		s.mu.Lock()
-		if sum(s.running[ReadAhead:]) < s.limit {
+		if s.enter(me, p); sum(s.running[ReadAhead:]) < s.limit && s.isNext(me) {
 			s.running[p]++
 			s.mu.Unlock()
 			return sync.OnceFunc(func() { s.add(p, -1) }), nil
@@ -88,14 +115,47 @@ func (s *Scheduler) acquire(ctx context.Context, priority func() Priority) (rele
 	}
 }
 
+// queued is a fetch that waits for a connection.
+type queued struct{ priority Priority }
+
+// enter puts a fetch in the queue, behind those that wait already, or notes its
+// priority. The caller holds s.mu.
+func (s *Scheduler) enter(q *queued, p Priority) {
+	q.priority = p
+	if !slices.Contains(s.queue, q) {
+		s.queue = append(s.queue, q)
+	}
+}
+
+// isNext reports whether a fetch in the queue is the first of the highest priority.
+// The caller holds s.mu.
+func (s *Scheduler) isNext(q *queued) bool {
+	next := slices.MinFunc(s.queue, func(a, b *queued) int { return cmp.Compare(a.priority, b.priority) })
+	return next == q
+}
+
+// leave takes a fetch out of the queue, if it is there.
+func (s *Scheduler) leave(q *queued) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.queue, q); i >= 0 {
+		s.queue = slices.Delete(s.queue, i, i+1)
+		s.wake()
+	}
+}
+
 // Yield returns when nothing above the priority is going on, or after maxYield. A
-// fill also waits until readers have been quiet.
+// fill also waits until readers have been quiet; for a profile only what comes
+// counts.
 func (s *Scheduler) Yield(ctx context.Context, priority func() Priority) error {
 	var timeout <-chan time.Time
 	for {
 		p := priority()
 		s.mu.Lock()
 		above, changed, noise := sum(s.running[:p]), s.changed, quiet-time.Since(s.blocked)
+		if p == Profile {
+			above = sum(s.receiving[:p])
+		}
 		s.mu.Unlock()
 		if p != Fill {
 			noise = 0

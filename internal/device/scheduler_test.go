@@ -5,6 +5,7 @@ package device
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -120,7 +121,7 @@ func TestYield(t *testing.T) {
 				const after = maxYield / 4
 				time.AfterFunc(after, func() { s.add(running, -1) })
 				want := time.Duration(0)
-				if running < p {
+				if running < p && p != Profile { // see TestProfileYields
 					want = after
 				}
 				if running == BlockedRead && p == Fill {
@@ -133,6 +134,71 @@ func TestYield(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A profile's fetch stands back while bytes of something above it come, and not
+// while that waits for an answer.
+func TestProfileYields(t *testing.T) {
+	for above := BlockedRead; above < priorities; above++ {
+		synctest.Test(t, func(t *testing.T) {
+			s := NewScheduler(10)
+			s.add(above, 1)
+			if got := yielded(t, s, Profile); got != 0 {
+				t.Errorf("it waits %s for one of priority %d that gets nothing", got, above)
+			}
+			s.receive(Fill, above)
+			const after = maxYield / 4
+			time.AfterFunc(after, func() { s.receive(above, Fill) })
+			want := time.Duration(0)
+			if above < Profile {
+				want = after
+			}
+			if got := yielded(t, s, Profile); got != want {
+				t.Errorf("it waits %s for bytes of priority %d, want %s", got, above, want)
+			}
+			time.Sleep(maxYield) // the timer's goroutine ends before the bubble does
+		})
+	}
+}
+
+// Connections go to the highest priority first, and then to who came first.
+func TestAcquireInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(1)
+		release, err := s.acquire(t.Context(), fixed(Fill))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []int
+		for i, p := range []Priority{Fill, Profile, ReadAhead, Profile, Fill, ReadAhead} {
+			go func() {
+				release, err := s.acquire(t.Context(), fixed(p))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got = append(got, i)
+				release()
+			}()
+			synctest.Wait() // until it waits
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error, 1)
+		go func() {
+			_, err := s.acquire(ctx, fixed(ReadAhead))
+			left <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		release()
+		synctest.Wait()
+		if want := []int{2, 5, 1, 3, 0, 4}; !slices.Equal(got, want) || len(s.queue) > 0 {
+			t.Errorf("order %v, want %v; %d wait", got, want, len(s.queue))
+		}
+	})
 }
 
 func TestYieldIsBounded(t *testing.T) {
@@ -156,7 +222,7 @@ func TestYieldNoticesAReader(t *testing.T) {
 		s := NewScheduler(1)
 		defer s.block()()
 		var p atomic.Int32
-		p.Store(int32(Profile))
+		p.Store(int32(Fill))
 		time.AfterFunc(maxYield/2, func() {
 			p.Store(int32(BlockedRead))
 			s.block()

@@ -44,7 +44,9 @@ func (d *Device) stream(f *fetch, src blob.Source, flights []*flight) ([]*flight
 		w.reset(index.None, nil, 0)
 		workers.Put(w)
 	}()
-	w.reset(d.table.Compression(), &yielding{d: d, f: f, r: body}, first.BlobOffset)
+	in := &yielding{d: d, f: f, r: body, at: Fill}
+	defer in.end()
+	w.reset(d.table.Compression(), in, first.BlobOffset)
 	store := d.streamChunks
 	if d.table.Spans() > 0 {
 		store = d.streamSpans
@@ -96,17 +98,31 @@ func (d *Device) store(f *fetch, w *worker, i int) error {
 
 // yielding lets fetches of a higher priority go first, between reads.
 type yielding struct {
-	d *Device
-	f *fetch
-	r io.Reader
+	d  *Device
+	f  *fetch
+	r  io.Reader
+	at Priority // as the scheduler knows it
 }
 
 func (y *yielding) Read(p []byte) (int, error) {
+	if y.d.priority(y.f) > BlockedRead {
+		y.end() // it may stand back itself: nobody does so for it then
+	}
 	if err := y.d.sched.Yield(y.f.ctx, func() Priority { return y.d.priority(y.f) }); err != nil {
 		return 0, err
 	}
+	y.receive(y.d.priority(y.f))
 	return y.r.Read(p)
 }
+
+// receive notes that bytes come, at a priority.
+func (y *yielding) receive(p Priority) {
+	y.d.sched.receive(y.at, p)
+	y.at = p
+}
+
+// end notes that no more bytes come.
+func (y *yielding) end() { y.receive(Fill) }
 
 // workers recycles decompressors and buffers: they are the larger part of the
 // memory a fetch needs.

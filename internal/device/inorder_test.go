@@ -5,6 +5,7 @@ package device
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/blobtest"
+	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/testimage"
 )
 
@@ -35,7 +37,7 @@ func present(r *rig) []int {
 	return all
 }
 
-func TestPrefetchRanges(t *testing.T) {
+func TestFetchInOrder(t *testing.T) {
 	m := chunked(t, 20)
 	inside := func(i int) blob.Range { return blob.Range{Offset: m.index.Chunks[i].BlobOffset + 1, Length: 1} }
 	last := len(m.index.Chunks) - 1
@@ -63,11 +65,11 @@ func TestPrefetchRanges(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			src := watch(blobtest.NewMemory(m.blob))
 			r := newRig(t, m, rigOptions{}, src)
-			if err := r.PrefetchRanges(t.Context(), m.bytesOf(c.local...), Fill); err != nil {
+			if err := r.fetchInOrder(t.Context(), m.bytesOf(c.local...)); err != nil {
 				t.Fatal(err)
 			}
 			before := len(src.seen())
-			if err := r.PrefetchRanges(t.Context(), c.ranges, Profile); err != nil {
+			if err := r.fetchInOrder(t.Context(), c.ranges); err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(c.want, present(r)); d != "" {
@@ -92,13 +94,13 @@ func all(last int) []int {
 }
 
 // What another node recorded fits, whatever its index looks like.
-func TestPrefetchRangesInAllFormats(t *testing.T) {
+func TestFetchInOrderInAllFormats(t *testing.T) {
 	for _, f := range formats() {
 		t.Run(string(f), func(t *testing.T) {
 			m := makeLayer(t, f, testimage.Options{}, file("a", 10*chunkSize, 1), file("b", 3, 2), file("c", 5*chunkSize, 3))
 			r := newRig(t, m, rigOptions{}, blobtest.NewMemory(m.blob))
 			ranges := m.bytesOf(len(m.index.Chunks)/2, 0)
-			if err := r.PrefetchRanges(t.Context(), ranges, Profile); err != nil {
+			if err := r.fetchInOrder(t.Context(), ranges); err != nil {
 				t.Fatal(err)
 			}
 			for i, c := range m.index.Chunks {
@@ -114,14 +116,14 @@ func TestPrefetchRangesInAllFormats(t *testing.T) {
 }
 
 // All requests are under way at the same time, and a reader joins them.
-func TestPrefetchRangesIsShared(t *testing.T) {
+func TestFetchInOrderIsShared(t *testing.T) {
 	m := chunked(t, 20)
 	src := watch(blobtest.NewMemory(m.blob))
 	src.hold = always
 	r := newRig(t, m, rigOptions{}, src)
 	done := make(chan error, 2)
 	for range 2 {
-		go func() { done <- r.PrefetchRanges(t.Context(), m.bytesOf(2, 12), Profile) }()
+		go func() { done <- r.fetchInOrder(t.Context(), m.bytesOf(2, 12)) }()
 	}
 	receive(t, src.opened)
 	receive(t, src.opened)
@@ -144,11 +146,11 @@ func TestPrefetchRangesIsShared(t *testing.T) {
 	}
 }
 
-func TestPrefetchRangesFails(t *testing.T) {
+func TestFetchInOrderFails(t *testing.T) {
 	m := chunked(t, 2)
 	boom := errors.New("boom")
 	r := newRig(t, m, rigOptions{}, faults(blobtest.NewMemory(m.blob), blobtest.Fault{OpenErr: boom}))
-	if err := r.PrefetchRanges(t.Context(), m.bytesOf(1), Profile); !errors.Is(err, boom) {
+	if err := r.fetchInOrder(t.Context(), m.bytesOf(1)); !errors.Is(err, boom) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -156,11 +158,58 @@ func TestPrefetchRangesFails(t *testing.T) {
 	src := watch(blobtest.NewMemory(m.blob))
 	src.hold = always
 	r = newRig(t, m, rigOptions{}, src)
-	if err := r.PrefetchRanges(ctx, m.bytesOf(1), Profile); !errors.Is(err, context.Canceled) {
+	if err := r.fetchInOrder(ctx, m.bytesOf(1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	r.Close()
-	if err := r.PrefetchRanges(t.Context(), m.bytesOf(1), Profile); !errors.Is(err, errClosed) {
+	if err := r.fetchInOrder(t.Context(), m.bytesOf(1)); !errors.Is(err, errClosed) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Requests go to the devices in the order in which what they bring is wanted.
+func TestFetchInOrderOfDevices(t *testing.T) {
+	m := chunked(t, 40)
+	src := watch(blobtest.NewMemory(m.blob))
+	sched := NewScheduler(8)
+	a, b := newRig(t, m, rigOptions{sched: sched}, src), newRig(t, m, rigOptions{sched: sched}, src)
+	var piece piece
+	for p := range pieces([]Want{
+		{b.Device, m.frame(0, 30).Range}, {a.Device, m.frame(0, 20).Range}, {a.Device, m.frame(0, 1).Range},
+		{b.Device, m.frame(0, 10).Range}, {b.Device, m.frame(0, 31).Range}, {a.Device, m.frame(0, 20).Range},
+	}) {
+		piece = p
+	}
+	var got []string
+	for _, r := range piece.requests() {
+		got = append(got, fmt.Sprint(map[*Device]string{a.Device: "a", b.Device: "b"}[r.Device], r.chunks))
+	}
+	if d := cmp.Diff([]string{"b[30 31]", "a[20]", "a[1]", "b[10]"}, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// A hostile index can put all chunks in one frame, and a hostile profile can want
+// each byte of that by itself.
+func TestPiecesOfManyChunksInAFrame(t *testing.T) {
+	const chunks, wants = 1 << 16, 1 << 16
+	m := chunked(t, 1)
+	c := m.index.Chunks[firstChunk]
+	m.index = &index.Index{Compression: index.Gzip, DeviceSize: chunks * index.BlockSize}
+	for i := range int64(chunks) {
+		c.Offset, c.Size, c.InnerOffset, c.BlobOffset, c.BlobSize = i*index.BlockSize, 1, i, 0, wants
+		m.index.Chunks = append(m.index.Chunks, c)
+	}
+	r := newRig(t, m, rigOptions{})
+	var all []Want
+	for i := range int64(wants) {
+		all = append(all, Want{r.Device, blob.Range{Offset: i, Length: 1}})
+	}
+	n := 0
+	for p := range pieces(all) {
+		n += len(p[r.Device])
+	}
+	if n != chunks {
+		t.Errorf("%d chunks", n)
 	}
 }
