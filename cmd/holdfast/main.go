@@ -63,6 +63,9 @@ func exitCode(err error) int {
 	case errors.Is(err, prepare.ErrUnknown):
 		fmt.Fprintln(os.Stderr, "`holdfast list` shows what has been prepared.")
 		return exitUnknown
+	case errors.Is(err, prepare.ErrNoProfile):
+		fmt.Fprintln(os.Stderr, "It is recorded when a container first reads the image; `holdfast profile record` does it now.")
+		return exitFailure
 	case errors.Is(err, prepare.ErrInUse):
 		return exitInUse
 	default:

@@ -23,8 +23,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/profile"
 	"github.com/holdfast/holdfast/internal/rootsocket"
 )
 
@@ -207,6 +209,43 @@ func (f *fake) Collect(_ context.Context, req control.CollectRequest) (*prepare.
 		{Kind: prepare.KindImage, Name: "quay.io/used:v1", Reason: "in use: container db in /storage"},
 	}}, nil
 }
+
+func fakeProfile() *profile.Profile {
+	layers := []profile.Layer{{Digest: digest.FromString("layer"), Size: 3 << 20, Runs: 1}, {Digest: digest.FromString("top"), Size: 1 << 20, Runs: 1}}
+	var touches []profile.Touch
+	for i := range int64(12) {
+		touches = append(touches, profile.Touch{Layer: int(i) / 11, Range: blob.Range{Offset: i << 16, Length: 1 << 10}})
+	}
+	return profile.New(fakeImage().Digest, layers, touches)
+}
+
+func (f *fake) profile(what, ref string) error {
+	f.note("%s profile %s", what, ref)
+	switch ref {
+	case "quay.io/app:v1":
+		return nil
+	case "quay.io/used:v1":
+		return fmt.Errorf("%s: %w", ref, prepare.ErrNoProfile)
+	}
+	return fmt.Errorf("%s: %w", ref, prepare.ErrUnknown)
+}
+
+func (f *fake) Profile(_ context.Context, ref string) (*profile.Profile, error) {
+	return fakeProfile(), f.profile("show", ref)
+}
+
+func (f *fake) RecordProfile(_ context.Context, req control.RecordRequest) (*profile.Profile, error) {
+	return fakeProfile(), f.profile("record for "+req.For.String(), req.Reference)
+}
+
+func (f *fake) PushProfile(_ context.Context, ref string) error {
+	if err := f.profile("push", ref); err != nil {
+		return err
+	}
+	return errors.New("there is no place to push to: the configuration has no index.publish")
+}
+
+func (f *fake) DropProfile(_ context.Context, ref string) error { return f.profile("drop", ref) }
 
 func (f *fake) Info() control.Info {
 	return control.Info{Version: "v9", PID: 42, Started: time.Unix(1_700_000_000, 0), Mount: "file (as tested)"}

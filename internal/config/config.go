@@ -63,6 +63,8 @@ type Config struct {
 
 	GCGrace                  Duration `toml:"gc_grace"`
 	Fill                     Pace     `toml:"fill"`
+	Profile                  string   `toml:"profile"`
+	ProfileSettle            Duration `toml:"profile_settle"`
 	AuthFiles                []string `toml:"auth_files"`
 	CredentialProviderConfig string   `toml:"credential_provider_config"`
 	CredentialProviderBinDir string   `toml:"credential_provider_bin_dir"`
@@ -251,8 +253,12 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{"auto", "file", "loop"}, c.Mount) {
 		return fmt.Errorf("mount = %q: want auto, file or loop", c.Mount)
 	}
+	if !slices.Contains([]string{"on", "off"}, c.Profile) {
+		return fmt.Errorf("profile = %q: want on or off", c.Profile)
+	}
 	for name, d := range map[string]Duration{
-		"read_timeout": c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
+		"profile_settle": c.ProfileSettle,
+		"read_timeout":   c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
 	} {
 		if d <= 0 {
 			return fmt.Errorf("%s = %q: want more than 0", name, time.Duration(d))

@@ -165,6 +165,8 @@ func (e *StatusError) Is(target error) bool {
 		return target == prepare.ErrUnknown
 	case http.StatusConflict:
 		return target == prepare.ErrInUse
+	case http.StatusGone:
+		return target == prepare.ErrNoProfile
 	}
 	return false
 }

@@ -8,6 +8,10 @@
 //	GET    /v1/images?reference=REF    -> ImageStatus
 //	DELETE /v1/images?reference=REF
 //	POST   /v1/gc                      CollectRequest -> prepare.Collection
+//	GET    /v1/profile?reference=REF   -> profile.Profile
+//	DELETE /v1/profile?reference=REF
+//	POST   /v1/profile/record          RecordRequest -> profile.Profile
+//	POST   /v1/profile/push?reference=REF
 //	GET    /v1/info                    -> Info
 //	GET    /metrics                    Prometheus
 package control
@@ -60,6 +64,12 @@ type CollectRequest struct {
 	Grace *time.Duration `json:"grace,omitempty"`
 	// DryRun asks only for what would be removed.
 	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// RecordRequest asks for what is read of an image to be recorded.
+type RecordRequest struct {
+	Reference string        `json:"reference"`
+	For       time.Duration `json:"for"` // nanoseconds, from now on
 }
 
 // LayerStatus is the state of a layer of a prepared image.

@@ -50,6 +50,7 @@ type service struct {
 	image   func(string) (*control.ImageStatus, error)
 	remove  func(string) error
 	collect func(control.CollectRequest) (*prepare.Collection, error)
+	control.Profiles
 }
 
 func (s *service) Prepare(ctx context.Context, req control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {

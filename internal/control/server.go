@@ -30,6 +30,7 @@ type Service interface {
 	Remove(ctx context.Context, reference string) error
 	Collect(ctx context.Context, req CollectRequest) (*prepare.Collection, error)
 	Info() Info
+	Profiles
 }
 
 const maxRequest = 1 << 20 // bytes of a request's body
@@ -43,6 +44,7 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 	mux.HandleFunc("GET /v1/images", h.images)
 	mux.HandleFunc("DELETE /v1/images", h.remove)
 	mux.HandleFunc("POST /v1/gc", h.collect)
+	h.handleProfiles(mux)
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
 	mux.Handle("GET /metrics", metrics)
 	var running sync.WaitGroup
@@ -160,6 +162,8 @@ func (h *handler) reply(w http.ResponseWriter, v any, err error) {
 			status = http.StatusConflict
 		case errors.Is(err, ErrBadRequest):
 			status = http.StatusBadRequest
+		case errors.Is(err, prepare.ErrNoProfile):
+			status = http.StatusGone
 		}
 		w.WriteHeader(status)
 		v = apiError{err.Error()}

@@ -176,6 +176,10 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	if err != nil {
 		return err
 	}
+	profiles, err := d.profiles()
+	if err != nil {
+		return err
+	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	d.preparer, err = prepare.New(background, prepare.Config{
@@ -189,7 +193,7 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 			Grace:         time.Duration(d.cfg.GCGrace),
 		},
 		Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
-		Images: filepath.Join(d.cfg.Root, "images"), Logger: d.log,
+		Images: filepath.Join(d.cfg.Root, "images"), Profiles: profiles, Logger: d.log,
 	})
 	if err != nil {
 		return err

@@ -276,8 +276,7 @@ func (r request) start(p Priority) ([]*flight, error) {
 			missing = append(missing, i)
 		}
 	}
-	for _, run := range r.runs(missing) {
-		f := r.Device.start(run, p)
+	for _, f := range r.begin(missing, p) {
 		f.keep = true
 		flights = append(flights, f.flights...)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/blobtest"
+	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/testimage"
 )
@@ -211,5 +213,43 @@ func TestPiecesOfManyChunksInAFrame(t *testing.T) {
 	}
 	if n != chunks {
 		t.Errorf("%d chunks", n)
+	}
+}
+
+// Without room, what is fetched would only displace what is read.
+func TestFetchInOrderOnAFullDisk(t *testing.T) {
+	m := chunked(t, 20)
+	src := watch(blobtest.NewMemory(m.blob))
+	r := newRig(t, m, rigOptions{space: cache.NewSpace(1, slog.New(slog.DiscardHandler))}, src)
+	defer guide([]Want{{Device: r.Device}})() // nothing comes along
+	if err := r.check(t.Context(), base, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.quiet(t)
+	before := len(src.seen())
+	if err := r.fetchInOrder(t.Context(), m.bytesOf(10)); !errors.Is(err, cache.ErrFull) || len(src.seen()) != before {
+		t.Errorf("%d requests, error %v", len(src.seen())-before, err)
+	}
+}
+
+// While what is wanted is fetched in order, a reader takes nothing along.
+func TestReadersGuessLessMeanwhile(t *testing.T) {
+	m := chunked(t, 20)
+	r := newRig(t, m, rigOptions{}, blobtest.NewMemory(m.blob))
+	end := guide([]Want{{Device: r.Device}, {Device: r.Device}})
+	if err := r.check(t.Context(), m.index.Chunks[3].Offset, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.quiet(t)
+	if got := present(r); !slices.Equal(got, []int{3}) {
+		t.Errorf("local: %v", got)
+	}
+	end()
+	if err := r.check(t.Context(), m.index.Chunks[10].Offset, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.quiet(t)
+	if got := present(r); len(got) < 5 {
+		t.Errorf("local: %v", got)
 	}
 }

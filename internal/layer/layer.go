@@ -87,6 +87,10 @@ type Layer struct {
 	space      *cache.Space
 	dev        *device.Device
 
+	// As it was when the layer was mounted; see pages.go.
+	added         bool // by this process
+	throughDevice bool
+
 	mu      sync.Mutex // protects the field below, and layer.json
 	verdict Verdict
 }
@@ -200,6 +204,7 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err err
 			err = fmt.Errorf("mounting layer %s: %w", l.Digest, err)
 		}
 	}()
+	l.throughDevice = l.table.DeviceSize() > 0 && !l.cache.Frozen()
 	if keep {
 		mounted, err := mount.Mounted(l.target)
 		if err == nil && mounted {
@@ -218,6 +223,7 @@ func (l *Layer) mount(ctx context.Context, m *mount.Mounter, keep bool) (err err
 		dev = ""
 	case l.direct():
 		dev = filepath.Join(l.dir, cache.DataName)
+		l.throughDevice = false
 	}
 	if err := os.MkdirAll(l.target, 0o700); err != nil {
 		return err

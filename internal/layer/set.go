@@ -200,6 +200,7 @@ func (s *Set) add(ctx context.Context, d digest.Digest) (*Layer, error) {
 		s.exporter.Withdraw(d)
 		return nil, errors.Join(err, l.close())
 	}
+	l.added = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.layers[d] = l

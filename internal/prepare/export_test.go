@@ -21,3 +21,10 @@ func (p *Preparer) RemoveUnchecked(ctx context.Context, name string) error {
 	}
 	return p.remove(ctx, s.goingWith(img))
 }
+
+// Recordings is how many images are being recorded.
+func (p *Preparer) Recordings() int {
+	p.recordings.mu.Lock()
+	defer p.recordings.mu.Unlock()
+	return len(p.recordings.running)
+}

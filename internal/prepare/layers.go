@@ -154,6 +154,9 @@ func (p *Preparer) addLazy(ctx context.Context, img *resolved, l *plan, idx *ind
 	img.serve(got)
 	if got.Landmark > 0 {
 		p.background.Go(func() error {
+			if img.profile.wait(p.ctx) != nil {
+				return nil // that is exact
+			}
 			if err := got.Device().PrefetchBlob(p.ctx, got.Landmark, device.Profile); err != nil && p.ctx.Err() == nil {
 				p.log.Warn("prefetching what the image asks for", "err", err)
 			}

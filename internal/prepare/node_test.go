@@ -55,6 +55,8 @@ type node struct {
 	memory *os.File // of credentials, from one start to the next; may be nil
 	// look and publish are places of indexes.
 	look, publish []index.Place
+	// profiles that the node records and finds; zero: none.
+	profiles prepare.Profiles
 	// serve serves devices at a start; nil: in a FUSE mount of its own.
 	serve   func(t *testing.T) *layertest.Exporter
 	mounter *mount.Mounter // found at the first start
@@ -170,7 +172,7 @@ func (n *node) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.Preparer, err = prepare.New(ctx, prepare.Config{
 		Policy: n.policy, Registry: client, Layers: n.layers, Store: n.store, Kept: kept,
-		Images: filepath.Join(n.dir, "images"), Indexes: finder, Logger: log,
+		Images: filepath.Join(n.dir, "images"), Indexes: finder, Profiles: n.profiles, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -65,7 +65,9 @@ type Config struct {
 	Indexes *indexes.Finder
 	// Images is the directory that keeps what has been prepared.
 	Images string
-	Logger *slog.Logger
+	// Profiles says how profiles are recorded and used; zero: not at all.
+	Profiles Profiles
+	Logger   *slog.Logger
 }
 
 // Preparer prepares images. Its methods may be called concurrently.
@@ -85,6 +87,8 @@ type Preparer struct {
 	adding     shared.Calls[*layer.Layer] // by digest
 	publishing chan struct{}              // holds one token: publish and remove take turns
 	claims     claims
+	profiles   Profiles
+	recordings recordings
 }
 
 // New returns a Preparer. What it does in the background ends with ctx; see
@@ -97,6 +101,7 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 	p := &Preparer{
 		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
 		indexes: c.Indexes, images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
+		profiles: c.Profiles,
 	}
 	return p, nil
 }
@@ -213,6 +218,7 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 	}
 	defer release()
 	w.progress()
+	img.profile = p.findProfile(img)
 	res := &Result{Reference: ref.String(), Digest: img.digest}
 	plans := p.plan(img)
 	p.log.Debug("resolved image", "image", ref.String(), "digest", img.digest.String(), "layers", len(plans))
@@ -231,8 +237,9 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 	if res.Lazy() == 0 {
 		return res, nil
 	}
+	p.record(img.digest, plans)
 	p.background.Go(func() error {
-		p.warm(img, plans)
+		p.readAhead(img, plans)
 		return nil
 	})
 	p.publishIndexes(img, plans)

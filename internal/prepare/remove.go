@@ -79,6 +79,7 @@ func (p *Preparer) remove(ctx context.Context, g going) error {
 			return err
 		}
 		p.forget(g.image.References...)
+		p.recordings.end(g.image.Digest)
 	}
 	for _, l := range g.layers {
 		if err := p.layers.Remove(l.digest); err != nil { // its mount, then its cache

@@ -49,6 +49,7 @@ type resolved struct {
 	config    imageConfig
 	endpoints []*registry.Repository // the one that had the manifest first
 	private   bool                   // the registry wanted credentials
+	profile   *found                 // what to fetch first
 }
 
 // imageConfig is the part of an image's configuration that is looked at.
