@@ -226,14 +226,15 @@ func noProfile(name string, err error) error {
 	return err
 }
 
-// visible are the layers whose readers come to their devices.
-func visible(layers []*layer.Layer, see func(*layer.Layer) bool) (known []profile.Layer, any bool) {
+// visible describes layers to a profile: whether what is read of each can be seen,
+// and of any of them.
+func visible(layers []*layer.Layer, see func(*layer.Layer) bool) (known []profile.Layer, some bool) {
 	for _, l := range layers {
 		runs := 0
 		if see(l) {
-			runs, any = 1, true
+			runs, some = 1, true
 		}
 		known = append(known, profile.Layer{Digest: l.Digest, Size: l.Size, Runs: runs})
 	}
-	return known, any
+	return known, some
 }

@@ -46,10 +46,10 @@ type recording struct {
 // begin starts to record an image, unless that is done already, or no layer can be
 // seen. The caller ends it.
 func (r *recordings) begin(ctx context.Context, image digest.Digest, layers []*layer.Layer, see func(*layer.Layer) bool) *recording {
-	known, any := visible(layers, see)
+	known, some := visible(layers, see)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !any || r.running[image] != nil || len(r.running) >= maxRecordings {
+	if !some || r.running[image] != nil || len(r.running) >= maxRecordings {
 		return nil
 	}
 	rec := &recording{Recorder: device.NewRecorder(), image: image, layers: known}
