@@ -65,6 +65,9 @@ func New(c Config) (*Finder, error) {
 // Looks reports whether indexes are looked for anywhere but on this node.
 func (f *Finder) Looks() bool { return len(f.Look) > 0 }
 
+// Publishes reports whether there is any place to publish to.
+func (f *Finder) Publishes() bool { return len(f.Config.Publish) > 0 }
+
 // Own is the place of what was made here.
 func (f *Finder) Own() *indexstore.Dir { return f.own }
 

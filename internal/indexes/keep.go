@@ -81,7 +81,7 @@ func content(file *os.File) (indexstore.Content, error) {
 // Publish publishes what this node has made for layers of the image to the places of
 // the configuration. A place that refuses is named in the log, once.
 func (i *Image) Publish(ctx context.Context, layers []indexstore.Subject) {
-	if len(i.f.Config.Publish) == 0 {
+	if !i.f.Publishes() {
 		return
 	}
 	p := indexstore.Publication{Image: i.subject, Created: time.Now().UTC().Truncate(time.Second)}

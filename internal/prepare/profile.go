@@ -12,9 +12,13 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
 
+	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/indexes"
+	"github.com/holdfast/holdfast/internal/indexstore"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/profile"
 )
@@ -25,22 +29,6 @@ type Profiles struct {
 	Store *profile.Store
 	// Settle ends a recording once readers have wanted nothing new for so long.
 	Settle time.Duration
-	// Source has profiles that other nodes have published; may be nil.
-	Source ProfileSource
-	// Publisher takes profiles for other nodes; may be nil.
-	Publisher ProfilePublisher
-}
-
-// ProfileSource has documents of package profile.
-type ProfileSource interface {
-	// Fetch returns the document of an image, of at most profile.MaxSize bytes, or
-	// an error that is fs.ErrNotExist if there is none. It need not be sound.
-	Fetch(ctx context.Context, manifest digest.Digest) ([]byte, error)
-}
-
-// ProfilePublisher gives documents of package profile to other nodes.
-type ProfilePublisher interface {
-	Publish(ctx context.Context, manifest digest.Digest, document []byte) error
 }
 
 // Errors about profiles that callers tell apart.
@@ -49,7 +37,6 @@ var (
 	ErrNoProfile = errors.New("there is no profile of this image")
 	// ErrProfilesOff means that the configuration wants no profiles.
 	ErrProfilesOff = errors.New(`profiles are off: the configuration has profile = "off"`)
-	errNoPublisher = errors.New("there is no place to push to: the configuration has no index.publish")
 )
 
 // findTimeout bounds looking for a profile elsewhere: by then the workload reads.
@@ -100,10 +87,10 @@ func (p *Preparer) lookForProfile(ctx context.Context, img *resolved) (*profile.
 	if err == nil {
 		err = img.fits(prof)
 	}
-	if err == nil || p.profiles.Source == nil {
-		return only(prof, err)
+	if err == nil {
+		return prof, nil
 	}
-	data, err := p.profiles.Source.Fetch(ctx, img.digest)
+	data, err := img.indexes.Profile(ctx, profile.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("fetching profile: %w", err)
 	}
@@ -193,17 +180,52 @@ func (p *Preparer) PushProfile(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if p.profiles.Publisher == nil {
-		return fmt.Errorf("pushing the profile of %s: %w", name, errNoPublisher)
-	}
 	data, err := prof.Encode()
 	if err == nil {
-		err = p.profiles.Publisher.Publish(ctx, prof.Image, data)
+		err = p.publishProfile(ctx, name, data)
 	}
 	if err != nil {
 		return fmt.Errorf("pushing the profile of %s: %w", name, err)
 	}
 	return nil
+}
+
+// publishProfile publishes a profile of a prepared image, with the credentials that
+// are kept for it.
+func (p *Preparer) publishProfile(ctx context.Context, name string, document []byte) error {
+	if !p.indexes.Publishes() {
+		return indexes.ErrNoPlace
+	}
+	img, err := p.Find(name)
+	if err != nil {
+		return err
+	}
+	if len(img.References) == 0 {
+		return errors.New("nobody knows where it is from")
+	}
+	last := img.References[len(img.References)-1]
+	ref, err := reference.ParseNormalizedNamed(last)
+	if err != nil {
+		return err
+	}
+	var creds *registry.Credentials
+	if c, ok := p.kept.Get(last); ok {
+		creds = &c
+	}
+	endpoints, err := p.registry.Endpoints(ref, creds)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, repo := range slices.Backward(endpoints) { // mirrors come first
+		m, err := repo.Manifest(ctx, img.Digest.String())
+		if err == nil {
+			subject := indexstore.Subject{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))}
+			return p.indexes.Image(repo, subject, "").PublishProfile(ctx, document)
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
 }
 
 // profiled returns the manifest digest of a prepared image, or of one that is not

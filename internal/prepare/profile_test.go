@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,39 +16,16 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/profile"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/internal/testregistry"
 )
 
-// shelf has profiles of other nodes.
-type shelf struct {
-	documents map[digest.Digest][]byte
-	err       error
-}
-
-func (s *shelf) Fetch(_ context.Context, manifest digest.Digest) ([]byte, error) {
-	if s.err != nil {
-		return nil, s.err
-	}
-	if data, ok := s.documents[manifest]; ok {
-		return data, nil
-	}
-	return nil, fs.ErrNotExist
-}
-
-func (s *shelf) Publish(_ context.Context, manifest digest.Digest, document []byte) error {
-	if s.err != nil {
-		return s.err
-	}
-	s.documents[manifest] = document
-	return nil
-}
-
 // profiling is a node that records and uses profiles, and has those of others from
-// a shelf.
-func profiling(t *testing.T, s *shelf, servers ...*testregistry.Server) *node {
+// a directory, unless that is "".
+func profiling(t *testing.T, dir string, servers ...*testregistry.Server) *node {
 	t.Helper()
 	n := makeNode(t, trusting(), servers...)
 	store, err := profile.OpenStore(filepath.Join(n.dir, "profiles"))
@@ -57,8 +33,8 @@ func profiling(t *testing.T, s *shelf, servers ...*testregistry.Server) *node {
 		t.Fatal(err)
 	}
 	n.profiles = prepare.Profiles{Store: store, Settle: 200 * time.Millisecond}
-	if s != nil {
-		n.profiles.Source, n.profiles.Publisher = s, s
+	if dir != "" {
+		n.look, n.publish = []index.Place{index.Place(dir)}, []index.Place{index.Place(dir)}
 	}
 	n.start(t)
 	return n
@@ -120,7 +96,7 @@ func encode(t *testing.T, p *profile.Profile) []byte {
 func TestProfileGoesToAnotherNode(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1), program(t, 2))
-	here := &shelf{documents: map[digest.Digest][]byte{}}
+	here := t.TempDir()
 	a := profiling(t, here, s)
 	res := a.prepare(t, ref)
 	base, top := res.Layers[0], res.Layers[1]
@@ -163,7 +139,7 @@ func TestProfileGoesToAnotherNode(t *testing.T) {
 func TestProfileOutlivesItsImage(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1))
-	n := profiling(t, nil, s)
+	n := profiling(t, "", s)
 	n.read(t, n.prepare(t, ref).Layers[0], 7)
 	n.recorded(t, ref, 1)
 	if err := n.Remove(t.Context(), ref); err != nil {
@@ -182,7 +158,7 @@ func TestProfileOfASharedLayer(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	base := program(t, 1)
 	first, second := push(t, s, "first", base), push(t, s, "second", base, program(t, 2))
-	n := profiling(t, nil, s)
+	n := profiling(t, "", s)
 	n.read(t, n.prepare(t, first).Layers[0], 1)
 	n.recorded(t, first, 1)
 	res := n.prepare(t, second)
@@ -205,7 +181,7 @@ func TestHostileProfiles(t *testing.T) {
 	plain := tree(1)
 	l := convert(t, plain, testimage.EStargz)
 	ref := push(t, s, "app", l)
-	image := profiling(t, nil, s).prepare(t, ref).Digest
+	image := profiling(t, "", s).prepare(t, ref).Digest
 	layers := []profile.Layer{{Digest: l.Descriptor.Digest, Size: l.Descriptor.Size, Runs: 1}}
 	other := []profile.Layer{{Digest: digest.FromString("other"), Size: 100, Runs: 1}}
 	larger := []profile.Layer{{Digest: l.Descriptor.Digest, Size: l.Descriptor.Size + 1, Runs: 1}}
@@ -216,14 +192,18 @@ func TestHostileProfiles(t *testing.T) {
 	}{
 		{"nothing", nil, "unexpected end of JSON input"},
 		{"not JSON", []byte("\x00profile"), "invalid character"},
-		{"too large", make([]byte, profile.MaxSize+1), "at most 4194304 are read"},
+		{"too large", make([]byte, profile.MaxSize+1), "has 4194305 bytes, more than 4194304"},
 		{"of another image", encode(t, profile.New(digest.FromString("x"), layers, nil)), "it is one of sha256:"},
 		{"another layer", encode(t, profile.New(image, other, nil)), "the image has no layer " + other[0].Digest.String()},
 		{"another size", encode(t, profile.New(image, larger, nil)), "the image has no layer " + l.Descriptor.Digest.String()},
 		{"behind the end", []byte(strings.Replace(string(encode(t, profile.New(image, layers, nil))), `"touches":[]`, `"touches":[[0,0,9223372036854775807,1]]`, 1)), "9223372036854775807 bytes at 0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := profiling(t, &shelf{documents: map[digest.Digest][]byte{image: c.doc}}, s)
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, image.Encoded()+".profile"), c.doc, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n := profiling(t, dir, s)
 			res := n.prepare(t, ref)
 			if actions(res) != "lazy" {
 				t.Errorf("result %+v", res)
@@ -243,10 +223,14 @@ func TestProfileSourceFails(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	plain := tree(1)
 	ref := push(t, s, "app", convert(t, plain, testimage.EStargz))
-	n := profiling(t, &shelf{err: errors.New("boom")}, s)
+	broken := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := profiling(t, broken, s)
 	n.compare(t, n.prepare(t, ref).Layers[0], plain)
 	n.recorded(t, ref, 1)
-	if err := n.PushProfile(t.Context(), ref); err == nil || !strings.Contains(err.Error(), "pushing the profile of "+ref+": boom") {
+	if err := n.PushProfile(t.Context(), ref); err == nil || !strings.Contains(err.Error(), "pushing the profile of "+ref+": ") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -254,7 +238,7 @@ func TestProfileSourceFails(t *testing.T) {
 func TestRecordProfile(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1))
-	n := profiling(t, nil, s)
+	n := profiling(t, "", s)
 	res := n.prepare(t, ref)
 	n.read(t, res.Layers[0], 1, 2)
 	n.recorded(t, ref, 1)
@@ -297,7 +281,7 @@ func TestRecordProfile(t *testing.T) {
 func TestRecordingEndsWithItsImage(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1))
-	n := profiling(t, nil, s)
+	n := profiling(t, "", s)
 	for range 3 {
 		n.prepare(t, ref)
 		if got := n.Recordings(); got != 1 {
@@ -315,7 +299,7 @@ func TestRecordingEndsWithItsImage(t *testing.T) {
 func TestProfileByName(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1))
-	n := profiling(t, nil, s)
+	n := profiling(t, "", s)
 	res := n.prepare(t, ref)
 	if _, err := n.Profile(ref); !errors.Is(err, prepare.ErrNoProfile) {
 		t.Errorf("not recorded yet: %v", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/profile"
 )
@@ -130,6 +131,9 @@ func (p *Preparer) record(image digest.Digest, plans []*plan) {
 			return nil
 		}
 		p.log.Info("recorded a profile", "image", image.String(), "touches", len(prof.Touches), "runs", prof.Runs)
+		if err := p.PushProfile(p.ctx, image.String()); err != nil && p.ctx.Err() == nil && !errors.Is(err, indexes.ErrNoPlace) {
+			p.log.Warn("publishing a profile", "err", err)
+		}
 		return nil
 	})
 }
