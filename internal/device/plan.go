@@ -206,8 +206,11 @@ func follows(prev, c index.Chunk, end, gap int64) bool {
 // neighbours returns chunks before and behind a run that its request takes
 // along, each ascending, within the budget.
 func (d *Device) neighbours(run []int) (before, behind []int) {
-	if d.guided > 0 || d.table.Spans() > 0 { // a span is large enough
+	if d.guided > 0 {
 		return nil, nil
+	}
+	if d.table.Spans() > 0 {
+		return nil, d.nextSpans(run)
 	}
 	first, last := d.table.At(run[0]), d.table.At(run[len(run)-1])
 	start, end := first.BlobOffset, last.BlobOffset+last.BlobSize
@@ -258,6 +261,18 @@ type misses struct {
 	next int // which to replace
 }
 
+// near notes a miss and returns how many there were that close to it.
+func (m *misses) near(at int64) int {
+	n := 0
+	for _, other := range m.at[:m.n] {
+		if max(at, other)-min(at, other) < spansCloseBy {
+			n++
+		}
+	}
+	m.note(at)
+	return n
+}
+
 // window notes a miss and returns how much to take along on each side.
 func (m *misses) window(at int64) int64 {
 	window := int64(minExtra)
@@ -270,10 +285,14 @@ func (m *misses) window(at int64) int64 {
 			break
 		}
 	}
+	m.note(at)
+	return window
+}
+
+func (m *misses) note(at int64) {
 	m.at[m.next] = at
 	m.next = (m.next + 1) % len(m.at)
 	m.n = min(m.n+1, len(m.at))
-	return window
 }
 
 // budget is how many bytes may be fetched now, wanted or not.

@@ -45,6 +45,38 @@ func (d *Device) whole(chunks []int) []int {
 	return all
 }
 
+// A miss takes along as many of the spans behind it as there were misses close by,
+// and not more than readers have wanted so far, beside an allowance.
+const (
+	maxNextSpans     = 4
+	spansCloseBy     = 48 << 20 // of the blob
+	spansAllowance   = 24 << 20
+	spansNumerator   = 1
+	spansDenominator = 2
+)
+
+// nextSpans returns the chunks behind a run that its request takes along.
+func (d *Device) nextSpans(run []int) (behind []int) {
+	last := d.table.At(run[len(run)-1])
+	touched := d.stats.touched.Load()
+	budget := touched + touched*spansNumerator/spansDenominator + spansAllowance - d.stats.fetched.Load()
+	end := last.BlobOffset + last.BlobSize
+	left := min(d.misses.near(last.BlobOffset), maxNextSpans)
+	for i := run[len(run)-1] + 1; i < d.table.Len() && d.missing(i); i++ {
+		c := d.table.At(i)
+		if c.BlobOffset != last.BlobOffset {
+			left--
+		}
+		cost := c.BlobOffset + c.BlobSize - end
+		if left < 0 || cost > budget || !follows(last, c, end, maxGap) {
+			break
+		}
+		behind = append(behind, i)
+		budget, last, end = budget-cost, c, c.BlobOffset+c.BlobSize
+	}
+	return behind
+}
+
 // streamSpans is what stream does with the body of its request where there are
 // spans.
 func (d *Device) streamSpans(f *fetch, src blob.Source, w *worker, flights []*flight) (failed []*flight, last error) {

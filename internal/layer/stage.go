@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
 	"github.com/holdfast/holdfast/internal/cache"
@@ -24,6 +25,7 @@ type Stage struct {
 	dir      string
 	data     *os.File
 	end      int64 // of what has been written, rounded up to blocks
+	started  int64 // up to where the kernel has been told to write it to disk
 	reserved int64 // bytes of the set's space
 }
 
@@ -64,7 +66,23 @@ func (st *Stage) WriteAt(p []byte, off int64) (int, error) {
 		}
 		st.end, st.reserved = end, st.reserved+n
 	}
-	return st.data.WriteAt(p, off)
+	n, err := st.data.WriteAt(p, off)
+	st.writeBack(off + int64(n))
+	return n, err
+}
+
+// writeBackStep is how much is written to disk at a time, in bytes.
+const writeBackStep = 32 << 20
+
+// writeBack has the kernel write to disk what has been written: otherwise it would
+// begin when gigabytes are waiting, and Commit waits for all of them.
+func (st *Stage) writeBack(end int64) {
+	if end-st.started < writeBackStep {
+		return
+	}
+	// The result does not matter: Commit makes it durable, and finds out.
+	_ = unix.SyncFileRange(int(st.data.Fd()), st.started, end-st.started, unix.SYNC_FILE_RANGE_WRITE)
+	st.started = end
 }
 
 // release gives back the space; the layer's cache counts its own.

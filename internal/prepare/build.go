@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/parts"
@@ -56,6 +57,7 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 	if err != nil {
 		return nil, err
 	}
+	begin := time.Now()
 	res, err := stream.Build(ctx, &reporting{r: body, event: Event{Layer: l.Digest, Total: l.Size}, progress: progress}, desc.Size, st, windows)
 	if err != nil {
 		return nil, fmt.Errorf("reading layer: %w", err)
@@ -66,6 +68,7 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 	if res.DiffID != l.DiffID {
 		return nil, fmt.Errorf("diff ID is %s, the image states %s: %w", res.DiffID, l.DiffID, blob.ErrCorrupt)
 	}
+	read := time.Since(begin)
 	// Before the root is inherited: that one is not the layer's own.
 	if err := p.indexes.Keep(ctx, indexes.Layer{Digest: l.Digest, Size: l.Size, DiffID: l.DiffID}, res); err != nil {
 		p.log.Warn("keeping index", "err", err)
@@ -78,6 +81,7 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 		BlobCompression: l.compression, Verdict: layer.Verdict{Verified: true},
 	}, res.Index, true)
 	l.built = err == nil
+	p.log.Debug("read layer whole", "layer", l.Digest.String(), "read", read.String(), "then", (time.Since(begin) - read).String())
 	return got, err
 }
 

@@ -4,7 +4,9 @@ package prepare_test
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,6 +102,41 @@ func TestNoIndexPossible(t *testing.T) {
 	}
 	if strings.Contains(n.log.String(), "level=WARN") {
 		t.Errorf("log:\n%s", n.log)
+	}
+}
+
+// A layer that has been read is published although the one above is not there yet,
+// and stays published if that one never comes.
+func TestPublishedEarly(t *testing.T) {
+	base, top := convert(t, tree(1), testimage.Gzip), convert(t, tree(2), testimage.Gzip)
+	release := make(chan struct{})
+	s := start(t, testregistry.Options{Fault: func(r *http.Request, _ int) testregistry.Fault {
+		if strings.HasSuffix(r.URL.Path, top.Descriptor.Digest.String()) {
+			<-release
+		}
+		return testregistry.Fault{}
+	}})
+	n := newNode(t, prepare.Policy{Build: true}, s)
+	ref := push(t, s, "app", base, top)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.Prepare(ctx, prepare.Request{Reference: parse(t, ref)})
+		ended <- err
+	}()
+	eventually(t, func() bool { return len(n.records(t)) == 1 })
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	close(release)
+	img, err := n.Find(ref)
+	if err != nil || img.Layers[0].Action != prepare.Fetched || img.Layers[1].Action != prepare.Left {
+		t.Fatalf("image %+v, %v", img, err)
+	}
+	n.compare(t, img.Layers[0], tree(1))
+	if res := n.prepare(t, ref); actions(res) != "fetched, fetched" {
+		t.Errorf("then: %+v", res)
 	}
 }
 

@@ -226,7 +226,13 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 		res.Reason = "the image has no entrypoint and no command, it is probably mounted as a volume"
 		leaveAll(plans, res.Reason)
 	}
+	early := make(chan struct{})
+	go func() {
+		defer close(early)
+		p.publishEarly(ctx, img, plans)
+	}()
 	p.prepareLayers(ctx, img, plans, w.watch(req.Progress))
+	<-early
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

@@ -55,6 +55,36 @@ func (p *Preparer) publish(ctx context.Context, img *resolved, res *Result) erro
 	return nil
 }
 
+// publishEarly publishes layers that were read whole while others are still being
+// read: another image may have them too, and what was fetched is of use even if this
+// preparation does not end well.
+func (p *Preparer) publishEarly(ctx context.Context, img *resolved, plans []*plan) {
+	res := &Result{Reference: img.ref.String(), Digest: img.digest}
+	for i, l := range plans {
+		select {
+		case <-l.settled:
+		case <-ctx.Done():
+			return
+		}
+		if l.Action == Left || i == len(plans)-1 {
+			return
+		}
+		res.Layers = append(res.Layers, l.LayerResult)
+		if !l.built {
+			continue
+		}
+		sofar := *res
+		for _, rest := range plans[i+1:] {
+			sofar.Layers = append(slices.Clip(sofar.Layers), LayerResult{
+				Digest: rest.Digest, Size: rest.Size, DiffID: rest.DiffID, Action: Left, Reason: "it is still being read",
+			})
+		}
+		if err := p.publish(ctx, img, &sofar); err != nil && ctx.Err() == nil {
+			p.log.Warn("publishing a layer ahead of others", "layer", l.Digest.String(), "err", err)
+		}
+	}
+}
+
 // chain makes the records of the layers that are not left, base first.
 func (p *Preparer) chain(layers []LayerResult) ([]imagestore.Layer, error) {
 	var chain []imagestore.Layer

@@ -44,8 +44,8 @@ type unmodified struct {
 // nodes are the settings of the nodes that are compared; the fill would blur it.
 const (
 	noFill      = "fill = \"off\"\n"
-	firstNode   = noFill + "index.stores = []\nindex.publish = [\"registry\"]\nprofile = \"off\"\n"
-	indexedNode = noFill + "index.publish = [\"registry\"]\nprofile = \"record\"\n"
+	firstNode   = noFill + "log_level = \"debug\"\nindex.stores = []\nindex.publish = [\"registry\"]\nprofile = \"off\"\n"
+	indexedNode = noFill + "index.publish = [\"registry\"]\nprofile = \"on\"\n"
 	nextNode    = noFill
 )
 
@@ -66,6 +66,9 @@ func (b *bench) measureUnmodified(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = joined(err, stand.Close(ctx)) }()
+	if err := stand.Daemon.Start(ctx); err != nil { // its store has to be there for Podman
+		return err
+	}
 	copied, err := stand.Push(b.image, "estargz")
 	if err != nil {
 		return err
