@@ -25,7 +25,7 @@ type built struct {
 // the zTOC, with the content thrown away: blob digest, diff ID, the digests of spans
 // and files are all computed.
 func (b *bench) measureBuild(ctx context.Context) error {
-	layers, err := b.sample.Layers(ctx, testimage.Gzip)
+	layers, err := b.large.Layers(ctx, testimage.Gzip)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (b *bench) measureFill(ctx context.Context) (err error) {
 	stands := map[string]*lab.Stand{}
 	for _, fill := range []string{"on", "off"} {
 		line := shape.Line{RTT: b.rtt, Rate: b.report.Line.BytesPerSecond}
-		s, err := lab.NewStand(filepath.Join(b.dir, "work", "fill-"+fill), b.binary, b.image, line, fmt.Sprintf("fill = %q\n", fill))
+		s, err := lab.NewStand(filepath.Join(b.dir, "work", "fill-"+fill), b.binary, b.image, line, fmt.Sprintf("fill = %q\nprofile = \"off\"\n", fill))
 		if err != nil {
 			return err
 		}

@@ -33,7 +33,6 @@ import (
 
 type options struct {
 	dir, binary, suite string
-	framework          string
 	rtt                time.Duration
 	mbit               int64
 	weights            string
@@ -53,8 +52,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.dir, "dir", "/var/tmp/holdfast-bench", "where the sample images are kept and all else happens")
 	flag.StringVar(&o.binary, "binary", "bin/holdfast", "the holdfast program")
-	flag.StringVar(&o.suite, "suite", "trixie", "the Debian suite of the sample image")
-	flag.StringVar(&o.framework, "framework", "torch", "what the sample image computes with: numpy is small, torch has more than 1 GiB of files")
+	flag.StringVar(&o.suite, "suite", "bookworm", "the Debian suite of the sample image")
 	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "round trip time to the registry")
 	flag.Int64Var(&o.mbit, "mbit", 1000, "rate of the line in Mbit/s")
 	flag.StringVar(&o.weights, "weights", "2GiB", "size of the sample image's weights file")
@@ -114,14 +112,16 @@ type bench struct {
 	options
 	log    func(string, ...any)
 	sample lab.Sample
+	large  lab.Sample // the same with more than 1 GiB of files, for images without an index
 	image  testimage.Image
-	stand  *lab.Stand
+	stand  *lab.Stand // nil if no phase needs it
 	report *report
 }
 
 // phase is one of the measurements; it fills in its part of the report.
 type phase struct {
 	name    string
+	own     bool // it has an image, and what else it needs, of its own
 	measure func(*bench, context.Context) error
 }
 
@@ -129,15 +129,15 @@ type phase struct {
 // read, local and pull is one process.
 func phases() []phase {
 	return []phase{
-		{"starts", (*bench).measureStarts},
-		{"touched", (*bench).measureTouched},
-		{"read", (*bench).measureRead},
-		{"local", (*bench).measureLocal},
-		{"pull", (*bench).measurePull},
-		{"fill", (*bench).measureFill},
-		{"unmodified", (*bench).measureUnmodified},
-		{"build", (*bench).measureBuild},
-		{"update", (*bench).measureUpdate},
+		{"starts", false, (*bench).measureStarts},
+		{"touched", false, (*bench).measureTouched},
+		{"read", false, (*bench).measureRead},
+		{"local", false, (*bench).measureLocal},
+		{"pull", false, (*bench).measurePull},
+		{"fill", false, (*bench).measureFill},
+		{"unmodified", true, (*bench).measureUnmodified},
+		{"build", true, (*bench).measureBuild},
+		{"update", true, (*bench).measureUpdate},
 	}
 }
 
@@ -163,29 +163,41 @@ func measure(ctx context.Context, o options, log func(string, ...any)) (_ *repor
 	if err != nil {
 		return nil, fmt.Errorf("finding this program: %w", err)
 	}
-	// Our clients are this program. Excluded is an image of measurePull.
-	// The fill would blur what the others measure; it has a phase of its own, as have
-	// images without an index, of which one stands here for what is left to the runtime.
-	settings := fmt.Sprintf("fill = \"off\"\nindex.build = false\nruntimes = [\"podman\", %q]\nexclude = [\"*/%s\"]\n", filepath.Base(self), excludedName)
-	if b.stand, err = lab.NewStand(work, b.binary, b.image, shape.Line{RTT: o.rtt, Rate: b.report.Line.BytesPerSecond}, settings); err != nil {
-		return nil, err
-	}
-	defer func() {
-		log("cleaning up")
-		err = errors.Join(err, b.stand.Close(ctx))
-	}()
-	if err := b.stand.Daemon.Start(ctx); err != nil {
-		return nil, err
+	if b.image.Layers != nil {
+		// Our clients are this program. Excluded is an image of measurePull.
+		// The fill would blur what the others measure; it has a phase of its own, as have
+		// images without an index, of which one stands here for what is left to the runtime.
+		settings := fmt.Sprintf("fill = \"off\"\nindex.build = false\nprofile = \"off\"\nruntimes = [\"podman\", %q]\nexclude = [\"*/%s\"]\n", filepath.Base(self), excludedName)
+		if b.stand, err = lab.NewStand(work, b.binary, b.image, shape.Line{RTT: o.rtt, Rate: b.report.Line.BytesPerSecond}, settings); err != nil {
+			return nil, err
+		}
+		defer func() {
+			log("cleaning up")
+			err = errors.Join(err, b.stand.Close(ctx))
+		}()
+		if err := b.stand.Daemon.Start(ctx); err != nil {
+			return nil, err
+		}
 	}
 	for _, p := range phases() {
-		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), p.name) {
+		if !o.wants(func(q phase) bool { return q.name == p.name }) {
 			continue
 		}
 		if err := p.measure(b, ctx); err != nil {
 			return nil, fmt.Errorf("measuring %s: %w", p.name, err)
 		}
 	}
+	if b.stand == nil {
+		return b.report, nil
+	}
 	return b.report, b.noteMemory(ctx)
+}
+
+// wants reports whether any of the phases that are to be measured is one of those.
+func (o options) wants(those func(phase) bool) bool {
+	return slices.ContainsFunc(phases(), func(p phase) bool {
+		return those(p) && (o.only == "" || slices.Contains(strings.Split(o.only, ","), p.name))
+	})
 }
 
 func newBench(ctx context.Context, o options, log func(string, ...any)) (*bench, error) {
@@ -214,11 +226,14 @@ func newBench(ctx context.Context, o options, log func(string, ...any)) (*bench,
 		return nil, err
 	}
 	b := &bench{options: o, log: log, report: &report{Date: time.Now().UTC().Truncate(time.Second)}}
-	b.sample = lab.Sample{Dir: filepath.Join(o.dir, "sample"), WeightsSize: size, Suite: o.suite, Framework: o.framework, Log: log}
-	if b.image, err = b.sample.Image(ctx, testimage.EStargz); err != nil {
-		return nil, err
+	b.sample = lab.Sample{Dir: filepath.Join(o.dir, "sample"), WeightsSize: size, Suite: o.suite, Log: log}
+	b.large = lab.Sample{Dir: b.sample.Dir, WeightsSize: size, Suite: "trixie", Framework: "torch", Log: log}
+	if o.wants(func(p phase) bool { return !p.own }) {
+		if b.image, err = b.sample.Image(ctx, testimage.EStargz); err != nil {
+			return nil, err
+		}
+		b.report.Image = describe(b.image)
 	}
-	b.report.Image = describe(b.image)
 	b.report.Line = line{RTT: o.rtt, BytesPerSecond: o.mbit * 1e6 / 8}
 	b.report.Machine, err = describeMachine(ctx, o.binary)
 	return b, err

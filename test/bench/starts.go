@@ -105,7 +105,7 @@ func cold(ctx context.Context, start func(context.Context) (lab.Start, error)) (
 
 // noReadAhead is less than a page: the kernel then reads what it is asked for
 // and nothing else.
-const noReadAhead = "read_ahead = \"1KiB\"\nfill = \"off\"\n"
+const noReadAhead = "read_ahead = \"1KiB\"\nfill = \"off\"\nprofile = \"off\"\n"
 
 // measureTouched finds out what the workload itself touches: without the
 // kernel's read-ahead, which asks the daemon for more than the workload asks the

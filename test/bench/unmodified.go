@@ -44,7 +44,7 @@ type unmodified struct {
 // nodes are the settings of the nodes that are compared; the fill would blur it.
 const (
 	noFill      = "fill = \"off\"\n"
-	firstNode   = noFill + "log_level = \"debug\"\nindex.stores = []\nindex.publish = [\"registry\"]\nprofile = \"off\"\n"
+	firstNode   = noFill + "index.stores = []\nindex.publish = [\"registry\"]\nprofile = \"off\"\n"
 	indexedNode = noFill + "index.publish = [\"registry\"]\nprofile = \"on\"\n"
 	nextNode    = noFill
 )
@@ -53,11 +53,15 @@ const (
 // finds its index, and on one that finds a profile of that one.
 func (b *bench) measureUnmodified(ctx context.Context) (err error) {
 	r := &b.report.Unmodified
-	image, err := b.sample.Image(ctx, testimage.Gzip)
+	image, err := b.large.Image(ctx, testimage.Gzip)
 	if err != nil {
 		return err
 	}
 	r.Image = describe(image)
+	copied, err := b.large.Image(ctx, testimage.EStargz)
+	if err != nil {
+		return err
+	}
 	if err := b.measureGunzip(ctx, image); err != nil {
 		return err
 	}
@@ -69,7 +73,7 @@ func (b *bench) measureUnmodified(ctx context.Context) (err error) {
 	if err := stand.Daemon.Start(ctx); err != nil { // its store has to be there for Podman
 		return err
 	}
-	copied, err := stand.Push(b.image, "estargz")
+	copiedRef, err := stand.Push(copied, "estargz")
 	if err != nil {
 		return err
 	}
@@ -79,7 +83,7 @@ func (b *bench) measureUnmodified(ctx context.Context) (err error) {
 		if err := inTurn(i, normal, first); err != nil {
 			return err
 		}
-		if err := b.startOthers(ctx, stand, copied, r); err != nil {
+		if err := b.startOthers(ctx, stand, copiedRef, r); err != nil {
 			return err
 		}
 	}
@@ -213,6 +217,9 @@ func (b *bench) startOthers(ctx context.Context, stand *lab.Stand, copied string
 
 // newNode makes the daemon of a stand one of a node that has never seen anything.
 func (b *bench) newNode(ctx context.Context, stand *lab.Stand, settings string) error {
+	if _, peak, err := stand.Daemon.RSS(ctx); err == nil {
+		b.report.PeakRSS = append(b.report.PeakRSS, peak)
+	}
 	if err := stand.Lazy.Reset(ctx); err != nil {
 		return err
 	}

@@ -30,12 +30,12 @@ func (b *bench) measureUpdate(ctx context.Context) error {
 }
 
 func (b *bench) updateOnce(ctx context.Context, f testimage.Format) (err error) {
-	old, err := b.sample.Image(ctx, f)
+	old, err := b.large.Image(ctx, f)
 	if err != nil {
 		return err
 	}
 	next := old
-	if next.Layers, err = b.sample.Next(ctx, f); err != nil {
+	if next.Layers, err = b.large.Next(ctx, f); err != nil {
 		return err
 	}
 	stand, err := b.newStand("update", old, noFill+"profile = \"off\"\n")
