@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/soci"
 	"github.com/holdfast/holdfast/internal/indexstore"
@@ -95,12 +96,13 @@ type found struct {
 	trust index.Trust
 }
 
-// Image returns the places for an image that was read from repo. bound is the SOCI
-// index that its manifest names, "" if it names none.
-func (f *Finder) Image(repo *registry.Repository, subject indexstore.Subject, bound digest.Digest) *Image {
+// Image returns the places for an image that was read from repo; nil is one that is
+// in no registry.
+func (f *Finder) Image(repo *registry.Repository, img *image.Image) *Image {
+	subject := indexstore.Subject{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest, Size: img.Manifest.Size}
 	i := &Image{f: f, repo: repo, subject: subject}
-	if bound != "" {
-		i.look = append(i.look, found{indexstore.NewImage(repo, subject, bound), index.Bound})
+	if img.Bound != "" && repo != nil {
+		i.look = append(i.look, found{indexstore.NewImage(repo, subject, img.Bound), index.Bound})
 	}
 	for _, p := range f.Look {
 		if place := i.place(p); place != nil {

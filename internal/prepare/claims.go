@@ -42,11 +42,11 @@ func (p *Preparer) claim(ctx context.Context, img *resolved) (release func(), er
 		return nil, err
 	}
 	defer done()
-	for _, l := range img.layers {
+	for _, l := range img.Layers {
 		p.claims.add(l.Digest, 1)
 	}
 	return func() {
-		for _, l := range img.layers {
+		for _, l := range img.Layers {
 			p.claims.add(l.Digest, -1)
 		}
 	}, nil

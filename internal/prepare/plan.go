@@ -40,8 +40,8 @@ func leaveAll(plans []*plan, reason string) {
 func (p *Preparer) plan(img *resolved) []*plan {
 	var plans []*plan
 	parent := ""
-	for i, desc := range img.layers {
-		diffID := img.config.RootFS.DiffIDs[i]
+	for i, have := range img.Layers {
+		desc, diffID := have.Descriptor, have.DiffID
 		l := &plan{desc: desc, settled: make(chan struct{})}
 		if i > 0 {
 			l.below = plans[i-1]

@@ -21,6 +21,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/credentials"
+	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/indexes"
@@ -219,10 +220,10 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 	defer release()
 	w.progress()
 	img.profile = p.findProfile(img)
-	res := &Result{Reference: ref.String(), Digest: img.digest}
+	res := &Result{Reference: ref.String(), Digest: img.Manifest.Digest}
 	plans := p.plan(img)
-	p.log.Debug("resolved image", "image", ref.String(), "digest", img.digest.String(), "layers", len(plans))
-	if img.config.noCommand() {
+	p.log.Debug("resolved image", "image", ref.String(), "digest", img.Manifest.Digest.String(), "layers", len(plans))
+	if img.Config.NoCommand() {
 		res.Reason = "the image has no entrypoint and no command, it is probably mounted as a volume"
 		leaveAll(plans, res.Reason)
 	}
@@ -243,7 +244,7 @@ func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request
 	if res.Lazy() == 0 {
 		return res, nil
 	}
-	p.record(img.digest, plans)
+	p.record(img.Manifest.Digest, plans)
 	p.background.Go(func() error {
 		p.readAhead(img, plans)
 		return nil
@@ -304,7 +305,7 @@ func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *reg
 		if !ok || have.Verdict().Err() != nil {
 			return nil, false
 		}
-		have.Device().AddSources(sources(endpoints))
+		have.Device().AddSources(image.Sources(endpoints))
 	}
 	if err := p.images.touch(img); err != nil {
 		return nil, false // it may be collected before the runtime has it

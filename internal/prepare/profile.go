@@ -17,8 +17,8 @@ import (
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/indexes"
-	"github.com/holdfast/holdfast/internal/indexstore"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/profile"
 )
@@ -83,7 +83,7 @@ func (p *Preparer) findProfile(img *resolved) *found {
 // lookForProfile returns a profile that fits the image. One from elsewhere is kept:
 // what is recorded here is added to it.
 func (p *Preparer) lookForProfile(ctx context.Context, img *resolved) (*profile.Profile, error) {
-	prof, err := p.profiles.Store.Load(img.digest)
+	prof, err := p.profiles.Store.Load(img.Manifest.Digest)
 	if err == nil {
 		err = img.fits(prof)
 	}
@@ -94,7 +94,7 @@ func (p *Preparer) lookForProfile(ctx context.Context, img *resolved) (*profile.
 	if err != nil {
 		return nil, fmt.Errorf("fetching profile: %w", err)
 	}
-	if prof, err = profile.Check(data, img.digest); err == nil {
+	if prof, err = profile.Check(data, img.Manifest.Digest); err == nil {
 		err = img.fits(prof)
 	}
 	if err == nil {
@@ -114,9 +114,9 @@ func only(prof *profile.Profile, err error) (*profile.Profile, error) {
 // fits refuses a profile that speaks of layers that the image does not have.
 func (r *resolved) fits(prof *profile.Profile) error {
 	for _, l := range prof.Layers {
-		i := slices.IndexFunc(r.layers, func(d v1.Descriptor) bool { return d.Digest == l.Digest })
-		if i < 0 || r.layers[i].Size != l.Size {
-			return fmt.Errorf("profile of image %s: the image has no layer %s of %d bytes: %w", r.digest, l.Digest, l.Size, profile.ErrInvalid)
+		i := slices.IndexFunc(r.Layers, func(d image.Layer) bool { return d.Digest == l.Digest })
+		if i < 0 || r.Layers[i].Size != l.Size {
+			return fmt.Errorf("profile of image %s: the image has no layer %s of %d bytes: %w", r.Manifest.Digest, l.Digest, l.Size, profile.ErrInvalid)
 		}
 	}
 	return nil
@@ -220,8 +220,8 @@ func (p *Preparer) publishProfile(ctx context.Context, name string, document []b
 	for _, repo := range slices.Backward(endpoints) { // mirrors come first
 		m, err := repo.Manifest(ctx, img.Digest.String())
 		if err == nil {
-			subject := indexstore.Subject{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))}
-			return p.indexes.Image(repo, subject, "").PublishProfile(ctx, document)
+			described := &image.Image{Manifest: v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))}}
+			return p.indexes.Image(repo, described).PublishProfile(ctx, document)
 		}
 		failed = errors.Join(failed, err)
 	}

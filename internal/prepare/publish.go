@@ -51,7 +51,7 @@ func (p *Preparer) publish(ctx context.Context, img *resolved, res *Result) erro
 	if err := p.store.Publish(ctx, chain); err != nil {
 		return err
 	}
-	p.log.Info("published image", "image", res.Reference, "digest", img.digest.String(), "layers", len(chain), "of", len(res.Layers))
+	p.log.Info("published image", "image", res.Reference, "digest", img.Manifest.Digest.String(), "layers", len(chain), "of", len(res.Layers))
 	return nil
 }
 
@@ -59,7 +59,7 @@ func (p *Preparer) publish(ctx context.Context, img *resolved, res *Result) erro
 // read: another image may have them too, and what was fetched is of use even if this
 // preparation does not end well.
 func (p *Preparer) publishEarly(ctx context.Context, img *resolved, plans []*plan) {
-	res := &Result{Reference: img.ref.String(), Digest: img.digest}
+	res := &Result{Reference: img.ref.String(), Digest: img.Manifest.Digest}
 	for i, l := range plans {
 		select {
 		case <-l.settled:

@@ -11,6 +11,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/image"
 )
 
 // RestoreSources gives the layers of prepared images the places that the images
@@ -106,7 +107,7 @@ func (p *Preparer) restoreSources(img Image) {
 		}
 		for _, l := range img.Layers {
 			if have, ok := p.layers.Get(l.Digest); ok {
-				have.Device().AddSources(sources(endpoints))
+				have.Device().AddSources(image.Sources(endpoints))
 			}
 		}
 	}

@@ -39,7 +39,7 @@ func (p *Preparer) warm(img *resolved, plans []*plan) {
 		open = append(open, tree)
 		layers = append(layers, startup.Layer{FS: tree.FS, Data: ahead{l.layer.Device()}, Origin: tree.Origin})
 	}
-	c, start := img.config.Config, time.Now()
+	c, start := img.Config.Config, time.Now()
 	files, err := startup.Warm(ctx, layers, startup.Command{
 		Args: slices.Concat(c.Entrypoint, c.Cmd), Env: c.Env, Dir: c.WorkingDir,
 	})

@@ -31,6 +31,7 @@ var levels = map[string]int{
 	"internal/profile":       1,
 
 	"internal/credentials":       2,
+	"internal/image":             2,
 	"internal/index/estargz":     2,
 	"internal/index/stream":      2,
 	"internal/index/zstdchunked": 2,

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/oci/archive"
+	"go.podman.io/image/v5/oci/layout"
+	"go.podman.io/image/v5/types"
+
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/blob/retry"
+)
+
+// Opener opens images by name. It may be used by several goroutines at once.
+type Opener struct {
+	Registry *registry.Client
+	Platform Platform
+}
+
+// Opened is an image that can be read. Close releases it.
+type Opened struct {
+	*Image
+	// Name is the name it was opened by.
+	Name string
+	// Repositories are where the registry's image is read from, the one that had
+	// the manifest first; none if it is in files.
+	Repositories []*registry.Repository
+
+	local *local
+}
+
+// Sources are the places where blobs of the image are read from, best first.
+func (o *Opened) Sources() []blob.Source {
+	if o.local != nil {
+		return []blob.Source{o.local}
+	}
+	return Sources(o.Repositories)
+}
+
+// Close ends the reading.
+func (o *Opened) Close() error {
+	if o.local == nil {
+		return nil
+	}
+	return o.local.src.Close()
+}
+
+// Sources makes repositories patient.
+func Sources(repositories []*registry.Repository) []blob.Source {
+	all := make([]blob.Source, len(repositories))
+	for i, r := range repositories {
+		all[i] = retry.New(r, patience(len(repositories)))
+	}
+	return all
+}
+
+// patience is how often one of so many sources is asked again. A reader waits
+// meanwhile; where there are others they are the better choice.
+func patience(sources int) retry.Policy {
+	p := retry.Policy{Attempts: 6, Base: 200 * time.Millisecond, Max: 10 * time.Second}
+	if sources > 1 {
+		p.Attempts, p.Max = 3, time.Second
+	}
+	return p
+}
+
+// The prefixes of names, those of go.podman.io/image.
+const (
+	dockerPrefix  = "docker://"
+	layoutPrefix  = "oci:"
+	archivePrefix = "oci-archive:"
+)
+
+// ErrName is that a name is none that an image can be opened by.
+var ErrName = errors.New("not the name of an image")
+
+// Open opens the image with a name: oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG], a
+// directory that is an OCI layout, a file that is an archive of one, docker://NAME
+// or just NAME for one in a registry. The error is [ErrName] if it is none of that.
+func (o Opener) Open(ctx context.Context, name string) (*Opened, error) {
+	open, err := o.opening(name)
+	if err != nil {
+		return nil, err
+	}
+	img, err := open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading image %s: %w", name, err)
+	}
+	img.Name = name
+	return img, nil
+}
+
+func (o Opener) opening(name string) (func(context.Context) (*Opened, error), error) {
+	files := func(ref types.ImageReference, err error) (func(context.Context) (*Opened, error), error) {
+		if err != nil {
+			return nil, fmt.Errorf("%q is %w: %w", name, ErrName, err)
+		}
+		return func(ctx context.Context) (*Opened, error) { return o.openFiles(ctx, ref) }, nil
+	}
+	rest, isDocker := strings.CutPrefix(name, dockerPrefix)
+	if path, ok := strings.CutPrefix(name, layoutPrefix); ok {
+		return files(layout.ParseReference(path))
+	}
+	if path, ok := strings.CutPrefix(name, archivePrefix); ok {
+		return files(archive.ParseReference(path))
+	}
+	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(otherTransports(), scheme) {
+		return nil, fmt.Errorf("%q is %w: of what is not in a registry only oci: and oci-archive: can be read", name, ErrName)
+	}
+	if !isDocker {
+		switch {
+		case isLayout(name):
+			return files(layout.NewReference(name, ""))
+		case isArchive(name):
+			return files(archive.NewReference(name, ""))
+		case filepath.IsAbs(name) || strings.HasPrefix(name, "."):
+			return nil, fmt.Errorf("%q is %w: no OCI layout and no archive of one", name, ErrName)
+		}
+	}
+	ref, err := reference.ParseNormalizedNamed(rest)
+	if err != nil {
+		return nil, fmt.Errorf("%q is %w: %w", name, ErrName, err)
+	}
+	return func(ctx context.Context) (*Opened, error) { return o.openNamed(ctx, ref) }, nil
+}
+
+// otherTransports are prefixes that other tools know, and that would be taken for
+// names at Docker Hub.
+func otherTransports() []string {
+	return []string{"containers-storage", "dir", "docker-archive", "docker-daemon", "sif", "tarball"}
+}
+
+func isLayout(path string) bool {
+	_, err := os.Stat(filepath.Join(path, "oci-layout"))
+	return err == nil
+}
+
+// isArchive reports whether a file is a tar, which may be compressed with gzip.
+func isArchive(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() { // opening a pipe might wait
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // read only
+	const magicAt = 257
+	head := make([]byte, magicAt+5)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return false
+	}
+	return string(head[magicAt:]) == "ustar" || string(head[:2]) == "\x1f\x8b"
+}
+
+func (o Opener) openFiles(ctx context.Context, ref types.ImageReference) (*Opened, error) {
+	src, err := ref.NewImageSource(ctx, &types.SystemContext{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no OCI layout, or archive of one as podman save --format oci-archive makes it: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l := &local{name: ref.Transport().Name() + ":" + ref.StringWithinTransport(), src: src}
+	img, err := Load(ctx, l, "", o.Platform)
+	if err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
+	return &Opened{Image: img, local: l}, nil
+}
+
+// openNamed asks the endpoints of a reference, mirrors first.
+func (o Opener) openNamed(ctx context.Context, ref reference.Named) (*Opened, error) {
+	all, err := o.Registry.Endpoints(ref, nil)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for i, r := range all {
+		img, err := Load(ctx, r, TagOrDigest(ref), o.Platform)
+		if err == nil {
+			return &Opened{Image: img, Repositories: slices.Concat(all[i:], all[:i])}, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failed = errors.Join(failed, err)
+	}
+	return nil, failed
+}
+
+// TagOrDigest is what a reference names in its repository.
+func TagOrDigest(ref reference.Named) string {
+	if d, ok := ref.(reference.Digested); ok {
+		return d.Digest().String()
+	}
+	if t, ok := ref.(reference.Tagged); ok {
+		return t.Tag()
+	}
+	return "latest"
+}
