@@ -29,6 +29,7 @@ type Writer struct {
 	b       *flatbuffers.Builder
 	entries []flatbuffers.UOffsetT
 	shared  map[string]flatbuffers.UOffsetT // strings that most entries have
+	none    flatbuffers.UOffsetT            // an empty list of attributes
 	err     error
 }
 
@@ -41,6 +42,8 @@ func NewWriter() *Writer {
 	if at := w.b.EndVector(0); at != checkpointsAt {
 		w.err = fmt.Errorf("checkpoints at %d: %w", at, ErrNotExpressible)
 	}
+	ztoc.FileMetadataStartXattrsVector(w.b, 0)
+	w.none = w.vector(nil)
 	return w
 }
 
@@ -75,9 +78,12 @@ func (w *Writer) Add(h *tar.Header, offset int64) {
 	}
 	name, link := w.b.CreateString(h.Name), w.sharedString(h.Linkname)
 	kindAt, user, group := w.sharedString(kind), w.sharedString(h.Uname), w.sharedString(h.Gname)
-	when := w.b.CreateString(formatTime(h.ModTime))
-	ztoc.FileMetadataStartXattrsVector(w.b, len(records))
-	recordsAt := w.vector(records)
+	when := w.sharedString(formatTime(h.ModTime)) // files of one package have one
+	recordsAt := w.none
+	if len(records) > 0 {
+		ztoc.FileMetadataStartXattrsVector(w.b, len(records))
+		recordsAt = w.vector(records)
+	}
 	ztoc.FileMetadataStart(w.b)
 	ztoc.FileMetadataAddName(w.b, name)
 	ztoc.FileMetadataAddType(w.b, kindAt)
