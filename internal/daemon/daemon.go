@@ -167,12 +167,9 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	if err != nil {
 		return err
 	}
-	d.registry = registry.New(d.registryConfig())
+	d.registry = registry.New(RegistryConfig(d.cfg, d.log))
 	defer d.registry.Close()
-	finder, err := indexes.New(indexes.Config{
-		Own: filepath.Join(d.cfg.Root, "indexes"), Look: d.cfg.Index.Stores, Publish: d.cfg.Index.Publish,
-		Registry: d.registry, Logger: d.log, Tool: "holdfast/" + Version,
-	})
+	finder, err := indexes.New(IndexConfig(d.cfg, d.registry, d.log))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/control"
-	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -152,21 +151,4 @@ func (d *Daemon) Info() control.Info {
 		info.Disabled = d.disabled.Error()
 	}
 	return info
-}
-
-// registryConfig takes registries and the node's own credentials from where
-// CRI-O, Podman and kubelet have them.
-func (d *Daemon) registryConfig() registry.Config {
-	node := credentials.NewNode(credentials.Config{
-		AuthFile: d.cfg.AuthFile, AuthFiles: d.cfg.AuthFiles,
-		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
-		ProviderConfig: d.cfg.CredentialProviderConfig, ProviderDir: d.cfg.CredentialProviderBinDir,
-	})
-	return registry.Config{
-		RegistriesConf: d.cfg.RegistriesConf, RegistriesConfDir: d.cfg.RegistriesConfDir,
-		UserAgent:   "holdfast/" + Version,
-		Logger:      d.log,
-		Credentials: node.Find,
-		Places:      node.Places,
-	}
 }

@@ -36,9 +36,12 @@ func maxDigests() int64 {
 func (d Digests) Encode(w io.Writer) error {
 	buf := []byte(digestsMagic)
 	for _, dig := range []digest.Digest{d.Blob, d.DiffID} {
-		raw, err := hex.DecodeString(dig.Encoded())
-		if err != nil || len(raw) != sha256.Size {
+		if dig.Validate() != nil || dig.Algorithm() != digest.SHA256 {
 			return fmt.Errorf("digest %q: only sha256 is supported", dig)
+		}
+		raw, err := hex.DecodeString(dig.Encoded())
+		if err != nil {
+			return fmt.Errorf("digest %q: %w", dig, err)
 		}
 		buf = append(buf, raw...)
 	}

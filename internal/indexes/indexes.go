@@ -19,7 +19,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
 
@@ -30,13 +29,18 @@ import (
 	"github.com/holdfast/holdfast/internal/indexstore"
 )
 
-// ownLimit is the disk space of the node's own indexes, in bytes.
-const ownLimit = 2 << 30
+// OwnLimit is the disk space of a node's own indexes, in bytes.
+const OwnLimit = 2 << 30
 
 // Config is what a Finder works with.
 type Config struct {
-	// Own is the node's own directory, on local disk.
+	// Own is the directory of what was made here, from the whole of layers.
 	Own string
+	// Limit is the disk space that Own may take, in bytes; 0: any.
+	Limit int64
+	// Temp is where temporary files go; "" is Own, which then belongs to this node
+	// alone.
+	Temp string
 	// Look and Publish are where indexes are looked for, in this order, and where
 	// those that are made here go.
 	Look, Publish []index.Place
@@ -57,8 +61,11 @@ type Finder struct {
 
 // New returns a Finder. The directory need not exist.
 func New(c Config) (*Finder, error) {
-	if err := os.MkdirAll(c.Own, 0o700); err != nil {
-		return nil, fmt.Errorf("creating directory for indexes: %w", err)
+	if c.Temp == "" {
+		c.Temp = c.Own
+		if err := os.MkdirAll(c.Own, 0o700); err != nil {
+			return nil, fmt.Errorf("creating directory for indexes: %w", err)
+		}
 	}
 	return &Finder{Config: c, own: indexstore.NewDir(c.Own), said: map[string]bool{}}, nil
 }
@@ -74,7 +81,12 @@ func (f *Finder) Own() *indexstore.Dir { return f.own }
 
 // Temp returns a file without a name for what is on its way to an index.
 func (f *Finder) Temp() (*os.File, error) {
-	file, err := os.OpenFile(f.Config.Own, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	file, err := os.OpenFile(f.Config.Temp, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) { // overlayfs before Linux 6.1
+		if file, err = os.CreateTemp(f.Config.Temp, "holdfast-index-"); err == nil {
+			err = os.Remove(file.Name())
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("creating temporary file for an index: %w", err)
 	}
@@ -87,13 +99,13 @@ type Image struct {
 	f       *Finder
 	repo    *registry.Repository
 	subject indexstore.Subject
-	look    []found
+	look    []Place
 }
 
-// found is a place, and what indexes from there are worth.
-type found struct {
+// Place is a place, and what indexes from there are worth.
+type Place struct {
 	indexstore.Place
-	trust index.Trust
+	Trust index.Trust
 }
 
 // Image returns the places for an image that was read from repo; nil is one that is
@@ -102,41 +114,50 @@ func (f *Finder) Image(repo *registry.Repository, img *image.Image) *Image {
 	subject := indexstore.Subject{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest, Size: img.Manifest.Size}
 	i := &Image{f: f, repo: repo, subject: subject}
 	if img.Bound != "" && repo != nil {
-		i.look = append(i.look, found{indexstore.NewImage(repo, subject, img.Bound), index.Bound})
+		i.look = append(i.look, Place{indexstore.NewImage(repo, subject, img.Bound), index.Bound})
 	}
 	for _, p := range f.Look {
-		if place := i.place(p); place != nil {
-			i.look = append(i.look, found{place, index.Found})
+		if repo == nil && p == index.RegistryPlace {
+			continue
+		}
+		if place, err := i.Open(p); err != nil {
+			f.once("index place cannot be used", string(p), err)
+		} else {
+			i.look = append(i.look, Place{place, index.Found})
 		}
 	}
 	return i
 }
 
-// place opens a place of the configuration; nil if that is impossible.
-func (i *Image) place(p index.Place) indexstore.Place {
+// Open opens a place of the configuration.
+func (i *Image) Open(p index.Place) (indexstore.Place, error) {
 	name, ok := strings.CutPrefix(string(p), index.RepositoryPlace)
 	switch {
+	case p == index.RegistryPlace && i.repo == nil:
+		return nil, fmt.Errorf("image %s is in no registry", i.subject.Digest)
 	case p == index.RegistryPlace:
-		return indexstore.NewImage(i.repo, i.subject, "")
+		return indexstore.NewImage(i.repo, i.subject, ""), nil
 	case !ok:
-		return indexstore.NewDir(string(p))
+		return indexstore.NewDir(string(p)), nil
 	}
 	named, err := reference.ParseNormalizedNamed(name)
-	if err == nil {
-		var all []*registry.Repository
-		if all, err = i.f.Registry.Endpoints(named, nil); err == nil && len(all) > 0 {
-			return indexstore.NewRepository(all[len(all)-1]) // not a mirror
-		}
+	if err != nil {
+		return nil, fmt.Errorf("repository %q: %w", name, err)
 	}
-	i.f.once("index place cannot be used", string(p), err)
-	return nil
+	all, err := i.f.Registry.Endpoints(named, nil)
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("repository %s is nowhere", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return indexstore.NewRepository(all[len(all)-1]), nil // not a mirror
 }
 
-// Layer is a layer that needs an index.
-type Layer struct {
-	Digest digest.Digest
-	Size   int64 // of the blob, in bytes
-	DiffID digest.Digest
+// Places are where indexes of the image's layers are looked for, the best first:
+// the node's own directory, then the others.
+func (i *Image) Places() []Place {
+	return append([]Place{{i.f.own, index.Verified}}, i.look...)
 }
 
 // Index is an index that was found. It must be closed when it has been used.
@@ -151,12 +172,12 @@ type Index struct {
 // Find looks for an index that is worth at least that much. It wraps
 // [index.ErrNoIndex] if there is none; what keeps a place from answering, and what
 // is wrong with what was found, is logged, and does not keep it from others.
-func (i *Image) Find(ctx context.Context, l Layer, least index.Trust) (*Index, error) {
-	for _, place := range append([]found{{i.f.own, index.Verified}}, i.look...) {
-		if place.trust < least {
+func (i *Image) Find(ctx context.Context, l image.Layer, least index.Trust) (*Index, error) {
+	for _, place := range i.Places() {
+		if place.Trust < least {
 			continue
 		}
-		got, err := i.f.fetch(ctx, place, l)
+		got, err := i.f.Fetch(ctx, place, l)
 		switch {
 		case err == nil:
 			return got, nil
@@ -170,15 +191,17 @@ func (i *Image) Find(ctx context.Context, l Layer, least index.Trust) (*Index, e
 	return nil, fmt.Errorf("layer %s: %w", l.Digest, index.ErrNoIndex)
 }
 
-// fetch reads the index of a layer from a place.
-func (f *Finder) fetch(ctx context.Context, place found, l Layer) (_ *Index, err error) {
-	got := &Index{Trust: place.trust, From: place.String()}
+// Fetch reads the index of a layer from a place. The error wraps fs.ErrNotExist if
+// there is none, [index.ErrInvalid] or [index.ErrTooLarge] if it is not sound or that
+// of another layer; others are those of [indexstore.Place].
+func (f *Finder) Fetch(ctx context.Context, place Place, l image.Layer) (_ *Index, err error) {
+	got := &Index{Trust: place.Trust, From: place.String()}
 	var digests bytes.Buffer
 	err = place.Fetch(ctx, l.Digest, indexstore.Digests, maxDigests(), &digests)
 	if err == nil {
 		got.Digests, err = DecodeDigests(digests.Bytes(), l.Digest)
 	}
-	own := place.trust == index.Verified
+	own := place.Trust == index.Verified
 	switch {
 	case err != nil && (own || !errors.Is(err, fs.ErrNotExist)):
 		return nil, err
@@ -193,8 +216,10 @@ func (f *Finder) fetch(ctx context.Context, place found, l Layer) (_ *Index, err
 	if err := place.Fetch(ctx, l.Digest, indexstore.ZTOC, soci.MaxBytes, file); err != nil {
 		return nil, err
 	}
-	got.File, err = soci.Open(file, l.Size)
-	return got, err
+	if got.File, err = soci.Open(file, l.Size); err != nil {
+		return nil, err
+	}
+	return got, nil
 }
 
 // once logs a warning the first time that it concerns the object.

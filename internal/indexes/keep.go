@@ -7,70 +7,74 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/soci"
 	"github.com/holdfast/holdfast/internal/index/stream"
 	"github.com/holdfast/holdfast/internal/indexstore"
 )
 
-// Keep keeps the index of a layer that was read whole and had its digests. Of a
-// layer that has no zTOC nothing is kept; that is no error.
-func (f *Finder) Keep(ctx context.Context, l Layer, res *stream.Result) error {
+// Keep keeps the index of a layer that was read whole and had its digests, and
+// returns its size in bytes. The error is [soci.ErrNotExpressible] if the layer has
+// no zTOC.
+func (f *Finder) Keep(ctx context.Context, l image.Layer, res *stream.Result) (int64, error) {
 	docs, done, err := f.documents(l, res)
-	if errors.Is(err, soci.ErrNotExpressible) {
-		return nil
-	}
 	if err != nil {
-		return fmt.Errorf("keeping index of layer %s: %w", l.Digest, err)
+		return 0, fmt.Errorf("keeping index of layer %s: %w", l.Digest, err)
 	}
 	defer done()
 	if err := f.own.Publish(ctx, indexstore.Publication{Layers: []indexstore.LayerDocuments{docs}}); err != nil {
-		return fmt.Errorf("keeping index of layer %s: %w", l.Digest, err)
+		return 0, fmt.Errorf("keeping index of layer %s: %w", l.Digest, err)
 	}
-	return f.own.Trim(ownLimit)
+	size := docs.ZTOC.Size() + docs.Digests.Size()
+	if f.Limit == 0 {
+		return size, nil
+	}
+	return size, f.own.Trim(f.Limit)
 }
 
 // documents writes what there is to keep about a layer to temporary files.
-func (f *Finder) documents(l Layer, res *stream.Result) (docs indexstore.LayerDocuments, done func(), err error) {
-	docs = indexstore.LayerDocuments{
-		Layer: indexstore.Subject{Digest: l.Digest, Size: l.Size}, SpanSize: soci.SpanSize,
-		Extended: res.Index.Compression == index.Zstd,
-	}
-	var files []*os.File
-	closeAll := func() {
-		for _, file := range files {
-			_ = file.Close() // it has no name
-		}
-	}
+func (f *Finder) documents(l image.Layer, res *stream.Result) (docs indexstore.LayerDocuments, done func(), err error) {
+	docs = indexstore.LayerDocuments{Layer: subject(l), SpanSize: soci.SpanSize, Extended: res.Index.Compression == index.Zstd}
+	files := &files{finder: f}
 	defer func() {
 		if err != nil {
-			closeAll()
+			files.close()
 		}
 	}()
-	write := func(write func(io.Writer) error) (indexstore.Content, error) {
-		file, err := f.Temp()
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, file)
-		if err := write(file); err != nil {
-			return nil, err
-		}
-		return content(file)
-	}
-	if docs.ZTOC, err = write(func(w io.Writer) error { return res.WriteZTOC(w, f.Tool) }); err != nil {
+	if docs.ZTOC, err = files.add(func(w io.Writer) error { return res.WriteZTOC(w, f.Tool) }); err != nil {
 		return docs, nil, err
 	}
 	digests := Digests{Blob: res.Blob, DiffID: res.DiffID, Files: res.Files}
-	docs.Digests, err = write(digests.Encode)
-	return docs, closeAll, err
+	docs.Digests, err = files.add(digests.Encode)
+	return docs, files.close, err
 }
 
-func content(file *os.File) (indexstore.Content, error) {
+func subject(l image.Layer) indexstore.Subject {
+	return indexstore.Subject{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}
+}
+
+// files are temporary files with documents.
+type files struct {
+	finder *Finder
+	all    []*os.File
+}
+
+// add returns a document that write writes.
+func (s *files) add(write func(io.Writer) error) (indexstore.Content, error) {
+	file, err := s.finder.Temp()
+	if err != nil {
+		return nil, err
+	}
+	s.all = append(s.all, file)
+	if err := write(file); err != nil {
+		return nil, err
+	}
 	info, err := file.Stat()
 	if err != nil {
 		return nil, err
@@ -78,48 +82,66 @@ func content(file *os.File) (indexstore.Content, error) {
 	return io.NewSectionReader(file, 0, info.Size()), nil
 }
 
-// Publish publishes what this node has made for layers of the image to the places of
-// the configuration. A place that refuses is named in the log, once.
-func (i *Image) Publish(ctx context.Context, layers []indexstore.Subject) {
-	if !i.f.Publishes() {
-		return
+func (s *files) close() {
+	for _, file := range s.all {
+		_ = file.Close() // it has no name
 	}
-	p := indexstore.Publication{Image: i.subject, Created: time.Now().UTC().Truncate(time.Second)}
-	var files []*os.File
+}
+
+// Publication is what was made here about layers of the image, for [indexstore.Place].
+// done releases it.
+func (i *Image) Publication(ctx context.Context, layers []image.Layer) (p indexstore.Publication, done func(), err error) {
+	p = indexstore.Publication{Image: i.subject, Created: time.Now().UTC().Truncate(time.Second)}
+	files := &files{finder: i.f}
 	defer func() {
-		for _, file := range files {
-			_ = file.Close() // it has no name
+		if done == nil {
+			files.close()
 		}
 	}()
 	for _, l := range layers {
-		docs := indexstore.LayerDocuments{Layer: l, SpanSize: soci.SpanSize}
+		docs := indexstore.LayerDocuments{
+			Layer: subject(l), SpanSize: soci.SpanSize,
+			Extended: strings.HasSuffix(l.MediaType, "zstd"), // SOCI knows nothing of it
+		}
 		for kind, to := range map[indexstore.Kind]*indexstore.Content{indexstore.ZTOC: &docs.ZTOC, indexstore.Digests: &docs.Digests} {
-			file, err := i.f.Temp()
-			if err != nil {
-				i.f.Logger.Warn("publishing indexes", "image", i.subject.Digest.String(), "err", err)
-				return
-			}
-			files = append(files, file)
-			if err := i.f.own.Fetch(ctx, l.Digest, kind, soci.MaxBytes, file); err != nil {
+			got, err := files.add(func(w io.Writer) error { return i.f.own.Fetch(ctx, l.Digest, kind, soci.MaxBytes, w) })
+			if errors.Is(err, fs.ErrNotExist) {
 				continue // not made here
 			}
-			*to, _ = content(file)
+			if err != nil {
+				return p, nil, fmt.Errorf("collecting indexes to publish: %w", err)
+			}
+			*to = got
 		}
 		if docs.ZTOC != nil {
-			docs.Extended = strings.HasSuffix(l.MediaType, "zstd") // SOCI knows nothing of it
 			p.Layers = append(p.Layers, docs)
 		}
 	}
+	return p, files.close, nil
+}
+
+// Publish publishes what this node has made for layers of the image to the places of
+// the configuration. A place that refuses is named in the log, once.
+func (i *Image) Publish(ctx context.Context, layers []image.Layer) {
+	if !i.f.Publishes() {
+		return
+	}
+	p, done, err := i.Publication(ctx, layers)
+	if err != nil {
+		i.f.Logger.Warn("publishing indexes", "image", i.subject.Digest.String(), "err", err)
+		return
+	}
+	defer done()
 	if len(p.Layers) == 0 {
 		return
 	}
 	for _, name := range i.f.Config.Publish {
-		place := i.place(name)
-		if place == nil {
-			continue
+		place, err := i.Open(name)
+		if err == nil {
+			err = place.Publish(ctx, p)
 		}
-		if err := place.Publish(ctx, p); err != nil && ctx.Err() == nil {
-			i.f.once("indexes cannot be published", place.String(), err)
+		if err != nil && ctx.Err() == nil {
+			i.f.once("indexes cannot be published", string(name), err)
 			continue
 		}
 		i.f.Logger.Info("published indexes", "image", i.subject.Digest.String(), "layers", len(p.Layers), "to", place.String())

@@ -48,9 +48,11 @@ func (i *Image) PublishProfile(ctx context.Context, document []byte) error {
 	p := indexstore.Publication{Image: i.subject, Profile: document, Created: time.Now().UTC().Truncate(time.Second)}
 	var failed error
 	for _, name := range i.f.Config.Publish {
-		if place := i.place(name); place != nil {
-			failed = errors.Join(failed, place.Publish(ctx, p))
+		place, err := i.Open(name)
+		if err == nil {
+			err = place.Publish(ctx, p)
 		}
+		failed = errors.Join(failed, err)
 	}
 	return failed
 }

@@ -12,9 +12,8 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/parts"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/index/soci"
 	"github.com/holdfast/holdfast/internal/index/stream"
-	"github.com/holdfast/holdfast/internal/indexes"
-	"github.com/holdfast/holdfast/internal/indexstore"
 	"github.com/holdfast/holdfast/internal/layer"
 )
 
@@ -62,15 +61,12 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 	if err != nil {
 		return nil, fmt.Errorf("reading layer: %w", err)
 	}
-	if res.Blob != l.Digest {
-		return nil, fmt.Errorf("blob is %s, want %s: %w", res.Blob, l.Digest, blob.ErrCorrupt)
-	}
-	if res.DiffID != l.DiffID {
-		return nil, fmt.Errorf("diff ID is %s, the image states %s: %w", res.DiffID, l.DiffID, blob.ErrCorrupt)
+	if err := res.Check(l.Digest, l.DiffID); err != nil {
+		return nil, err
 	}
 	read := time.Since(begin)
 	// Before the root is inherited: that one is not the layer's own.
-	if err := p.indexes.Keep(ctx, indexes.Layer{Digest: l.Digest, Size: l.Size, DiffID: l.DiffID}, res); err != nil {
+	if _, err := p.indexes.Keep(ctx, l.described(), res); err != nil && !errors.Is(err, soci.ErrNotExpressible) {
 		p.log.Warn("keeping index", "err", err)
 	}
 	if err := l.inheritRoot(ctx, res.Index); err != nil {
@@ -88,17 +84,15 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 // publishIndexes publishes, in the background, the indexes that were made for an
 // image.
 func (p *Preparer) publishIndexes(img *resolved, plans []*plan) {
-	var layers []indexstore.Subject
 	built := false
 	for _, l := range plans {
 		built = built || l.built
-		layers = append(layers, indexstore.Subject{MediaType: l.desc.MediaType, Digest: l.Digest, Size: l.Size})
 	}
 	if !built {
 		return
 	}
 	p.background.Go(func() error {
-		img.indexes.Publish(p.ctx, layers)
+		img.indexes.Publish(p.ctx, img.Layers)
 		return nil
 	})
 }

@@ -9,11 +9,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/index"
-	"github.com/holdfast/holdfast/internal/index/estargz"
-	"github.com/holdfast/holdfast/internal/index/zstdchunked"
 	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 )
@@ -96,7 +93,7 @@ func (p *Preparer) addLayer(ctx context.Context, img *resolved, l *plan, trusted
 			return got, err
 		}
 	}
-	found, err := img.indexes.Find(ctx, indexes.Layer{Digest: l.Digest, Size: l.Size, DiffID: l.DiffID}, least)
+	found, err := img.indexes.Find(ctx, l.described(), least)
 	if err == nil {
 		defer found.Close() //nolint:errcheck // unmaps
 		p.log.Debug("found index", "layer", l.Digest.String(), "from", found.From, "trust", found.Trust.String())
@@ -114,7 +111,7 @@ func (p *Preparer) addAnnotated(ctx context.Context, img *resolved, l *plan, pro
 	var idx *index.Index
 	err := errors.New("no source")
 	for _, src := range img.sources() {
-		if idx, err = openIndex(ctx, src, l); err == nil || errors.Is(err, index.ErrNoIndex) {
+		if idx, err = indexes.Carried(ctx, src, l.described()); err == nil || errors.Is(err, index.ErrNoIndex) {
 			break
 		}
 	}
@@ -122,16 +119,6 @@ func (p *Preparer) addAnnotated(ctx context.Context, img *resolved, l *plan, pro
 		return nil, fmt.Errorf("reading the index of layer %s: %w", l.Digest, err)
 	}
 	return p.addLazy(ctx, img, l, idx, index.Bound, progress)
-}
-
-// openIndex reads the index that a layer brings along.
-func openIndex(ctx context.Context, src blob.Source, l *plan) (*index.Index, error) {
-	desc := blob.Descriptor{Digest: l.desc.Digest, Size: l.desc.Size}
-	idx, err := estargz.Open(ctx, src, desc, l.desc.Annotations)
-	if errors.Is(err, index.ErrNoIndex) {
-		idx, err = zstdchunked.Open(ctx, src, desc, l.desc.Annotations)
-	}
-	return idx, err
 }
 
 // addLazy adds a layer of which nothing but the index has been fetched.

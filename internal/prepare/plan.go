@@ -10,6 +10,7 @@ import (
 	"github.com/docker/go-units"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/layer"
@@ -27,6 +28,9 @@ type plan struct {
 	root    layer.Root    // its root directory is known, and
 	layer   *layer.Layer  // the layer, unless it is left
 }
+
+// described is the layer as the image has it.
+func (l *plan) described() image.Layer { return image.Layer{Descriptor: l.desc, DiffID: l.DiffID} }
 
 func (l *plan) leave(reason string) { l.Action, l.Reason, l.ChainID = Left, reason, "" }
 

@@ -97,11 +97,32 @@ type Windows interface {
 	io.ReaderAt
 }
 
+// Check compares the digests with those that a layer is said to have. A difference
+// is [blob.ErrCorrupt].
+func (r *Result) Check(blobDigest, diffID digest.Digest) error {
+	if r.Blob != blobDigest {
+		return fmt.Errorf("blob is %s, want %s: %w", r.Blob, blobDigest, blob.ErrCorrupt)
+	}
+	if r.DiffID != diffID {
+		return fmt.Errorf("diff ID is %s, the image states %s: %w", r.DiffID, diffID, blob.ErrCorrupt)
+	}
+	return nil
+}
+
+// Spans is the number of places where reading the blob can begin: 0 if there is no
+// zTOC.
+func (r *Result) Spans() int { return len(r.spans) }
+
 // WriteZTOC writes the zTOC of a layer that was read by Build, once. It returns
 // [soci.ErrNotExpressible] if there is none.
 func (r *Result) WriteZTOC(w io.Writer, tool string) error {
-	if r.entries == nil || len(r.spans) == 0 {
+	switch {
+	case r.entries == nil:
 		return soci.ErrNotExpressible
+	case len(r.spans) == 0 && r.Index.Compression == index.Zstd:
+		return fmt.Errorf("its zstd frames are too large to be read one by one: %w", soci.ErrNotExpressible)
+	case len(r.spans) == 0:
+		return fmt.Errorf("it is empty: %w", soci.ErrNotExpressible)
 	}
 	return r.entries.WriteTo(w, soci.Layer{
 		Tool: tool, Compression: r.Index.Compression, BlobSize: r.blob, PlainSize: r.Size,
