@@ -13,9 +13,11 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/device"
+	"github.com/holdfast/holdfast/internal/erofs"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/stream"
 	"github.com/holdfast/holdfast/internal/layer"
+	"github.com/holdfast/holdfast/internal/verify"
 )
 
 // errLie means that a source sent other bytes than the blob's digest says.
@@ -36,10 +38,7 @@ func (f *Filler) look(ctx context.Context, l *layer.Layer, src blob.Source) (lay
 	}
 	defer body.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	r := f.polite(ctx, body, filling.Priority)
-	out := newBehind(filling)
-	spans := &pointCheck{table: l.Chunks()}
-	res, err := stream.ReadTree(ctx, telling{r, filling.Blob}, desc.Size, out, spans.points())
-	err = errors.Join(err, out.close())
+	res, mismatch, err := verify.Content(ctx, r, desc.Size, filling, l.Chunks())
 	switch {
 	case errors.Is(err, index.ErrTooLarge):
 		return layer.Verdict{}, err // verified it will never be; but it is what it is
@@ -55,10 +54,7 @@ func (f *Filler) look(ctx context.Context, l *layer.Layer, src blob.Source) (lay
 	case err != nil:
 		return layer.Verdict{}, err
 	}
-	if mismatch := filling.Finish(); mismatch != nil { // not an error that holds nil
-		return judge(l, res, mismatch)
-	}
-	return judge(l, res, spans.finish(res.Index))
+	return judge(l, res, mismatch)
 }
 
 // judge compares what came with what the layer is said to be.
@@ -73,7 +69,7 @@ func judge(l *layer.Layer, res *stream.Result, mismatch error) (layer.Verdict, e
 		return layer.Verdict{Quarantined: fmt.Sprintf("its index does not fit its content: %v", mismatch)}, nil
 	}
 	err := l.CompareTree(res.Index)
-	if errors.Is(err, layer.ErrTreeDiffers) {
+	if errors.Is(err, erofs.ErrTreeDiffers) {
 		return layer.Verdict{Quarantined: err.Error()}, nil
 	}
 	if err != nil {

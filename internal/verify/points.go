@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package fill
+package verify
 
 import (
 	"bytes"
 	"fmt"
-	"io"
 
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/inflate"
@@ -65,16 +64,4 @@ func (c *pointCheck) finish(idx *index.Index) error {
 		return fmt.Errorf("span %d starts after the last place to start at", c.next)
 	}
 	return c.table.CheckContent(idx)
-}
-
-// telling tells what is read through it.
-type telling struct {
-	io.Reader
-	tell func([]byte)
-}
-
-func (t telling) Read(p []byte) (int, error) {
-	n, err := t.Reader.Read(p)
-	t.tell(p[:n])
-	return n, err
 }
