@@ -28,6 +28,8 @@ import (
 type Opener struct {
 	Registry *registry.Client
 	Platform Platform
+	// NoMirrors leaves out the mirrors of a registry, for those who write there.
+	NoMirrors bool
 }
 
 // Opened is an image that can be read. Close releases it.
@@ -188,6 +190,9 @@ func (o Opener) openNamed(ctx context.Context, ref reference.Named) (*Opened, er
 	all, err := o.Registry.Endpoints(ref, nil)
 	if err != nil {
 		return nil, err
+	}
+	if o.NoMirrors {
+		all = all[max(0, len(all)-1):]
 	}
 	var failed error
 	for i, r := range all {

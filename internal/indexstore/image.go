@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -142,23 +143,61 @@ func (i *Image) read(ctx context.Context, d digest.Digest) (*manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d, err)
 	}
+	decoded.digest = d
 	return decoded, nil
 }
 
 // Publish uploads a SOCI index of version 1 with the documents about layers, and
 // the profile, which refer to the image.
 func (i *Image) Publish(ctx context.Context, p Publication) error {
-	if p.Image != (Subject{}) && p.Image.Digest != i.subject.Digest {
-		return fmt.Errorf("publishing what belongs to %s as if to %s", p.Image.Digest, i.subject.Digest)
+	if _, err := i.PublishIndex(ctx, p); err != nil {
+		return err
 	}
-	subject := &v1.Descriptor{MediaType: i.subject.MediaType, Digest: i.subject.Digest, Size: i.subject.Size}
-	if err := pushIndex(ctx, i.repo, p.Created, p.Layers, subject, ""); err != nil {
-		return fmt.Errorf("publishing the index of %s: %w", i.subject.Digest, err)
-	}
-	if err := pushProfile(ctx, i.repo, p, subject, ""); err != nil {
+	if err := pushProfile(ctx, i.repo, p, i.descriptor(), ""); err != nil {
 		return fmt.Errorf("publishing the profile of %s: %w", i.subject.Digest, err)
 	}
 	return nil
+}
+
+// PublishIndex uploads the documents about layers alone, and returns the digest of
+// the index that lists them, "" if there are none. If the newest one that refers to
+// the image lists just these, there is nothing to do.
+func (i *Image) PublishIndex(ctx context.Context, p Publication) (digest.Digest, error) {
+	if p.Image != (Subject{}) && p.Image.Digest != i.subject.Digest {
+		return "", fmt.Errorf("publishing what belongs to %s as if to %s", p.Image.Digest, i.subject.Digest)
+	}
+	d, err := i.publishIndex(ctx, p)
+	if err != nil {
+		return "", fmt.Errorf("publishing the index of %s: %w", i.subject.Digest, err)
+	}
+	return d, nil
+}
+
+func (i *Image) publishIndex(ctx context.Context, p Publication) (digest.Digest, error) {
+	list, err := pushLayers(ctx, i.repo, p.Layers)
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	body, err := encodeIndex(list, i.descriptor(), p.Created)
+	if err != nil {
+		return "", err
+	}
+	ours, err := decodeManifest(body)
+	if err != nil {
+		return "", err
+	}
+	// Not from what is kept: it may have been published since. An error is no reason
+	// not to publish.
+	have, err := NewImage(i.repo, i.subject, "").look(ctx, sociIndexV1)
+	if err == nil && have != nil && maps.Equal(have.documents, ours.documents) {
+		return have.digest, nil
+	}
+	return pushManifest(ctx, i.repo, body, "")
+}
+
+// descriptor is what refers to the image.
+func (i *Image) descriptor() *v1.Descriptor {
+	return &v1.Descriptor{MediaType: i.subject.MediaType, Digest: i.subject.Digest, Size: i.subject.Size}
 }
 
 // memo keeps what was found out without an error. Those who want the same at the

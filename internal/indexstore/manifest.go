@@ -99,6 +99,7 @@ type document struct {
 
 // manifest is what a manifest lists.
 type manifest struct {
+	digest    digest.Digest // if it was read
 	is        string        // its kind: an artifact type, or the media type of the config
 	subject   digest.Digest // "" if it has none
 	documents map[document]blob.Descriptor

@@ -81,17 +81,18 @@ func pushLayers(ctx context.Context, repo *registry.Repository, layers []LayerDo
 }
 
 // pushIndex uploads the documents about layers and the manifest that lists them,
-// under its digest or a tag. It does nothing if there are none.
-func pushIndex(ctx context.Context, repo *registry.Repository, created time.Time, layers []LayerDocuments, subject *v1.Descriptor, tag string) error {
+// under a tag. It does nothing if there are none.
+func pushIndex(ctx context.Context, repo *registry.Repository, created time.Time, layers []LayerDocuments, tag string) error {
 	list, err := pushLayers(ctx, repo, layers)
 	if err != nil || len(list) == 0 {
 		return err
 	}
-	body, err := encodeIndex(list, subject, created)
+	body, err := encodeIndex(list, nil, created)
 	if err != nil {
 		return err
 	}
-	return pushManifest(ctx, repo, body, tag)
+	_, err = pushManifest(ctx, repo, body, tag)
+	return err
 }
 
 // pushProfile uploads the profile and its manifest, if there is one.
@@ -108,14 +109,15 @@ func pushProfile(ctx context.Context, repo *registry.Repository, p Publication, 
 	if err != nil {
 		return err
 	}
-	return pushManifest(ctx, repo, body, tag)
+	_, err = pushManifest(ctx, repo, body, tag)
+	return err
 }
 
-// pushManifest uploads a manifest whose config is an empty object.
-func pushManifest(ctx context.Context, repo *registry.Repository, body []byte, tag string) error {
+// pushManifest uploads a manifest whose config is an empty object, and returns its
+// digest.
+func pushManifest(ctx context.Context, repo *registry.Repository, body []byte, tag string) (digest.Digest, error) {
 	if _, err := pushContent(ctx, repo, bytes.NewReader(v1.DescriptorEmptyJSON.Data)); err != nil {
-		return err
+		return "", err
 	}
-	_, err := repo.PushManifest(ctx, v1.MediaTypeImageManifest, body, tag)
-	return err
+	return repo.PushManifest(ctx, v1.MediaTypeImageManifest, body, tag)
 }

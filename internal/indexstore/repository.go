@@ -85,7 +85,7 @@ func (r *Repository) Publish(ctx context.Context, p Publication) error {
 		if err != nil {
 			return err
 		}
-		if err := pushIndex(ctx, r.repo, p.Created, p.Layers[i:i+1], nil, tag); err != nil {
+		if err := pushIndex(ctx, r.repo, p.Created, p.Layers[i:i+1], tag); err != nil {
 			return fmt.Errorf("publishing the index of layer %s: %w", l.Layer.Digest, err)
 		}
 	}
