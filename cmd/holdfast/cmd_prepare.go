@@ -5,14 +5,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
@@ -34,8 +31,10 @@ the runtime, and why. Credentials are those of podman login.
 			if err != nil {
 				return err
 			}
-			bars := newBars(os.Stderr, isTerminal(os.Stderr) && !g.json)
-			res, err := client.Prepare(cmd.Context(), control.PrepareRequest{Reference: a[0]}, bars.event)
+			bars := g.bars()
+			res, err := client.Prepare(cmd.Context(), control.PrepareRequest{Reference: a[0]}, func(e prepare.Event) {
+				bars.show(e.Layer, e.Done, e.Total)
+			})
 			bars.stop()
 			if err != nil {
 				return err
@@ -43,45 +42,6 @@ the runtime, and why. Credentials are those of podman login.
 			return g.print(cmd.OutOrStdout(), res, func() error { return printResult(cmd.OutOrStdout(), res) })
 		},
 	}
-}
-
-// bars shows the progress of layers on a terminal.
-type bars struct {
-	progress *mpb.Progress
-	byLayer  map[string]*mpb.Bar
-}
-
-func newBars(w io.Writer, show bool) *bars {
-	b := &bars{byLayer: map[string]*mpb.Bar{}}
-	if show {
-		b.progress = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithRefreshRate(100*time.Millisecond))
-	}
-	return b
-}
-
-func (b *bars) event(e prepare.Event) {
-	if b.progress == nil || e.Done == 0 {
-		return
-	}
-	key := e.Layer.String()
-	bar := b.byLayer[key]
-	if bar == nil {
-		bar = b.progress.AddBar(e.Total,
-			mpb.PrependDecorators(decor.Name(e.Layer.Encoded()[:12]+" ")),
-			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
-		b.byLayer[key] = bar
-	}
-	bar.SetCurrent(e.Done)
-}
-
-func (b *bars) stop() {
-	if b.progress == nil {
-		return
-	}
-	for _, bar := range b.byLayer {
-		bar.Abort(false) // what is not full by now never will be
-	}
-	b.progress.Wait()
 }
 
 func printResult(w io.Writer, res *prepare.Result) error {

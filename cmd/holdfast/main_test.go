@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 //	daemon [hang]         starts the daemon; one that hangs accepts and never answers
 //	requests FILE         writes what it was asked, a line each
 //	exits CODE NAME ARGS  runs a command that must end with that exit code
+//	layout DIR            writes an OCI layout with a sample image
+//	registry [old|denied] starts a registry with that image, $IMAGE at $REGISTRY: one
+//	                      without referrers, or where the account may only read
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -60,6 +63,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": startDaemon, "requests": writeRequests, "exits": exits,
+			"layout": makeLayout, "registry": startRegistry,
 		},
 	})
 }

@@ -242,8 +242,8 @@ func (c *Config) Validate() error {
 	}
 	for name, places := range map[string][]index.Place{"index.stores": c.Index.Stores, "index.publish": c.Index.Publish} {
 		for _, p := range places {
-			if !validPlace(string(p)) {
-				return fmt.Errorf(`%s: %q: want "registry", the path of a directory, or docker://HOST/REPOSITORY without a tag`, name, p)
+			if err := ValidatePlace(p); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
 	}
@@ -281,16 +281,18 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-func validPlace(p string) bool {
-	if p == string(index.RegistryPlace) || filepath.IsAbs(p) {
-		return true
+// ValidatePlace reports what is wrong with the name of a place for indexes.
+func ValidatePlace(p index.Place) error {
+	if p == index.RegistryPlace || filepath.IsAbs(string(p)) {
+		return nil
 	}
-	name, ok := strings.CutPrefix(p, index.RepositoryPlace)
-	if !ok {
-		return false
+	if name, ok := strings.CutPrefix(string(p), index.RepositoryPlace); ok {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err == nil && reference.IsNameOnly(named) && named.Name() == name {
+			return nil
+		}
 	}
-	named, err := reference.ParseNormalizedNamed(name)
-	return err == nil && reference.IsNameOnly(named) && named.Name() == name
+	return fmt.Errorf(`%q: want "registry", the path of a directory, or docker://HOST/REPOSITORY without a tag`, p)
 }
 
 func (c *Config) validateCredentials() error {
