@@ -29,7 +29,6 @@ type Writer struct {
 	b       *flatbuffers.Builder
 	entries []flatbuffers.UOffsetT
 	shared  map[string]flatbuffers.UOffsetT // strings that most entries have
-	none    flatbuffers.UOffsetT            // an empty list of attributes
 	err     error
 }
 
@@ -42,8 +41,6 @@ func NewWriter() *Writer {
 	if at := w.b.EndVector(0); at != checkpointsAt {
 		w.err = fmt.Errorf("checkpoints at %d: %w", at, ErrNotExpressible)
 	}
-	ztoc.FileMetadataStartXattrsVector(w.b, 0)
-	w.none = w.vector(nil)
 	return w
 }
 
@@ -79,7 +76,7 @@ func (w *Writer) Add(h *tar.Header, offset int64) {
 	name, link := w.b.CreateString(h.Name), w.sharedString(h.Linkname)
 	kindAt, user, group := w.sharedString(kind), w.sharedString(h.Uname), w.sharedString(h.Gname)
 	when := w.sharedString(formatTime(h.ModTime)) // files of one package have one
-	recordsAt := w.none
+	recordsAt := absent
 	if len(records) > 0 {
 		ztoc.FileMetadataStartXattrsVector(w.b, len(records))
 		recordsAt = w.vector(records)
@@ -102,9 +99,16 @@ func (w *Writer) Add(h *tar.Header, offset int64) {
 	w.entries = append(w.entries, ztoc.FileMetadataEnd(w.b))
 }
 
-// sharedString stores a string that was stored before only once.
+// absent is where a field lies that is not written; it reads as an empty one.
+const absent flatbuffers.UOffsetT = 0
+
+// sharedString stores a string that was stored before only once, and an empty one
+// not at all.
 func (w *Writer) sharedString(s string) flatbuffers.UOffsetT {
 	const most, longest = 1 << 12, 64
+	if s == "" {
+		return absent
+	}
 	if at, ok := w.shared[s]; ok {
 		return at
 	}
