@@ -143,13 +143,15 @@ func read(ctx context.Context, r io.Reader, size int64, s *reader) (*Result, err
 	if err != nil {
 		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, s.explain(err))
 	}
-	return &Result{
-		Index: idx, Size: s.diff.n,
+	res := &Result{
+		Index: idx, Size: s.diff.n, Files: s.files,
 		Blob:    digest.NewDigest(digest.SHA256, s.blob.hash),
-		DiffID:  digest.NewDigest(digest.SHA256, s.diff.hash),
-		Files:   s.files,
 		entries: s.entries, spans: s.spans(), blob: size,
-	}, nil
+	}
+	if res.DiffID = res.Blob; s.diff.hash != nil {
+		res.DiffID = digest.NewDigest(digest.SHA256, s.diff.hash)
+	}
+	return res, nil
 }
 
 // reader is the state of one Read. The blob goes through its readers in this order.
@@ -175,7 +177,7 @@ type reader struct {
 	buf     []byte
 }
 
-// meter hashes and counts what is read through it.
+// meter hashes, if hash is not nil, and counts what is read through it.
 type meter struct {
 	ctx  context.Context //nolint:containedctx // of one Read
 	r    io.Reader
@@ -190,7 +192,9 @@ func (m *meter) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := m.r.Read(p)
-	m.hash.Write(p[:n])
+	if m.hash != nil {
+		m.hash.Write(p[:n])
+	}
 	m.n += int64(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		m.err = err
@@ -223,7 +227,10 @@ func (s *reader) read() (*index.Index, error) {
 			s.zstd.close()
 		}
 	}()
-	s.diff = &meter{ctx: s.blob.ctx, r: decompressing, hash: sha256.New()}
+	s.diff = &meter{ctx: s.blob.ctx, r: decompressing}
+	if s.compression != index.None { // otherwise it is the same as the blob's
+		s.diff.hash = sha256.New()
+	}
 	s.plain = &position{r: bufio.NewReaderSize(s.diff, bufferSize)}
 	if err := s.run(); err != nil {
 		return nil, fmt.Errorf("at %d of the decompressed layer: %w", s.plain.n, err)
