@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,6 +108,9 @@ func (o *indexing) finder() (*indexes.Finder, func(), error) {
 		c.Temp = tempDir()
 	}
 	finder, err := indexes.New(c)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: the node's own indexes are root's; with --output they go elsewhere", err)
+	}
 	if err != nil {
 		client.Close()
 		return nil, nil, err

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -31,17 +30,13 @@ that have an index there, or carry one, are left out.
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o.name = a[0]
-			err := o.run(cmd.Context(), func(x *indexer.Indexer) error {
+			return o.run(cmd.Context(), func(x *indexer.Indexer) error {
 				bars := g.bars()
 				x.Progress = bars.show
 				results, err := x.Build(cmd.Context(), force)
 				bars.stop()
 				return errors.Join(report(g, cmd.OutOrStdout(), x.Image, results, "LAYER\tSIZE\tUNCOMPRESSED\tSPANS\tINDEX\tSPEED\tNOTE", buildRow), err)
 			})
-			if errors.Is(err, fs.ErrPermission) && o.dir == "" {
-				return fmt.Errorf("%w: the node's own indexes are root's; with --output they go elsewhere", err)
-			}
-			return err
 		},
 	}
 	o.directory(cmd, "output", "the `directory` that the indexes go to (default the node's own)")

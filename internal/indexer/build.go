@@ -37,7 +37,7 @@ type BuildResult struct {
 	Reason       string  `json:"reason,omitempty"`       // why it was not built
 	Uncompressed int64   `json:"uncompressed,omitempty"` // bytes
 	Spans        int     `json:"spans,omitempty"`        // places where reading can begin
-	Index        int64   `json:"index,omitempty"`        // bytes, of all documents
+	Index        int64   `json:"indexSize,omitempty"`    // bytes, of all documents
 	Seconds      float64 `json:"seconds,omitempty"`
 }
 

@@ -100,13 +100,21 @@ func fromSources[T any](ctx context.Context, x *Indexer, l image.Layer, read fun
 				return got, nil
 			}
 		}
-		failed = errors.Join(failed, fmt.Errorf("%s: %w", src, err))
+		failed = both(failed, fmt.Errorf("%s: %w", src, err))
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	var none T
 	return none, failed
+}
+
+// both is errors.Join on one line.
+func both(a, b error) error {
+	if a == nil {
+		return b
+	}
+	return fmt.Errorf("%w; %w", a, b)
 }
 
 // reporting reports what is read through it.

@@ -68,7 +68,7 @@ func (x *Indexer) carried(ctx context.Context, l image.Layer) (*opened, error) {
 		if err == nil {
 			return &opened{Index: idx, close: func() error { return nil }}, nil
 		}
-		failed = errors.Join(failed, err)
+		failed = both(failed, err)
 	}
 	return nil, failed
 }
