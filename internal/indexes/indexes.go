@@ -121,7 +121,7 @@ func (f *Finder) Image(repo *registry.Repository, img *image.Image) *Image {
 			continue
 		}
 		if place, err := i.Open(p); err != nil {
-			f.once("index place cannot be used", string(p), err)
+			f.once("looking", p, err)
 		} else {
 			i.look = append(i.look, Place{place, index.Found})
 		}
@@ -222,12 +222,12 @@ func (f *Finder) Fetch(ctx context.Context, place Place, l image.Layer) (_ *Inde
 	return got, nil
 }
 
-// once logs a warning the first time that it concerns the object.
-func (f *Finder) once(message, object string, err error) {
+// once reports, the first time only, that a place is of no use for something.
+func (f *Finder) once(use string, p index.Place, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if key := message + " " + object; !f.said[key] {
+	if key := use + " " + string(p); !f.said[key] {
 		f.said[key] = true
-		f.Logger.Warn(message, "place", object, "err", err)
+		f.Logger.Warn("place of indexes cannot be used", "place", string(p), "for", use, "err", err)
 	}
 }

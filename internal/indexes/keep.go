@@ -141,7 +141,7 @@ func (i *Image) Publish(ctx context.Context, layers []image.Layer) {
 			err = place.Publish(ctx, p)
 		}
 		if err != nil && ctx.Err() == nil {
-			i.f.once("indexes cannot be published", string(name), err)
+			i.f.once("publishing", name, err)
 			continue
 		}
 		i.f.Logger.Info("published indexes", "image", i.subject.Digest.String(), "layers", len(p.Layers), "to", place.String())

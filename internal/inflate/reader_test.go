@@ -63,7 +63,7 @@ func TestReadsOfAnySizeFromSourcesOfAnyKind(t *testing.T) {
 				n, err = z.Read(buf[:1+rng.IntN(1<<rng.IntN(17))])
 				got = append(got, buf[:n]...)
 			}
-			if err != io.EOF || !bytes.Equal(got, want) {
+			if !errors.Is(err, io.EOF) || !bytes.Equal(got, want) {
 				t.Errorf("%s from %s: %d bytes, %v; want %d", name, kind, len(got), err, len(want))
 			}
 		}
@@ -106,7 +106,7 @@ func TestDataComesBeforeWaiting(t *testing.T) {
 		}
 	}
 	close(texts)
-	if n, err := z.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := z.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatal(n, err)
 	}
 }

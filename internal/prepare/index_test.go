@@ -267,10 +267,10 @@ func TestPublishingRefused(t *testing.T) {
 		if res := n.prepare(t, push(t, s, name, l)); actions(res) != "fetched" {
 			t.Errorf("%s: %+v", name, res)
 		}
-		n.logs(t, "cannot be published")
+		n.logs(t, "for=publishing")
 	}
 	n.shut(t)
-	if log := n.log.String(); strings.Count(log, "cannot be published") > 2 || strings.Count(log, "cannot be published") == 0 {
+	if log := n.log.String(); strings.Count(log, "for=publishing") > 2 || strings.Count(log, "for=publishing") == 0 {
 		t.Errorf("log:\n%s", log)
 	}
 }

@@ -300,7 +300,7 @@ func TestProfileByName(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	ref := push(t, s, "app", program(t, 1))
 	n := profiling(t, "", s)
-	res := n.prepare(t, ref)
+	n.prepare(t, ref)
 	if _, err := n.Profile(ref); !errors.Is(err, prepare.ErrNoProfile) {
 		t.Errorf("not recorded yet: %v", err)
 	}
@@ -316,7 +316,7 @@ func TestProfileByName(t *testing.T) {
 	if err := n.Remove(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}
-	res = n.prepare(t, ref) // the first drop has ended the recording
+	res := n.prepare(t, ref) // the first drop has ended the recording
 	n.read(t, res.Layers[0], 1)
 	n.recorded(t, ref, 1)
 	if err := n.PushProfile(t.Context(), ref); err == nil || !strings.Contains(err.Error(), "the configuration has no index.publish") {

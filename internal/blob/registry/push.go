@@ -46,7 +46,7 @@ func (r *Repository) pushBlob(ctx context.Context, desc blob.Descriptor, content
 		return err
 	}
 	begin := request{method: http.MethodPost, resource: "blobs/uploads/", push: true}
-	resp, err := r.send(ctx, begin) //nolint:bodyclose // pushError or drain closes it
+	resp, err := r.send(ctx, begin)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (r *Repository) pushBlob(ctx context.Context, desc blob.Descriptor, content
 // hasBlob reports whether the registry has a blob.
 func (r *Repository) hasBlob(ctx context.Context, d digest.Digest) (bool, error) {
 	ask := request{method: http.MethodHead, resource: "blobs/" + d.String(), push: true}
-	resp, err := r.send(ctx, ask) //nolint:bodyclose // drain closes it
+	resp, err := r.send(ctx, ask)
 	if err != nil {
 		return false, err
 	}
@@ -168,7 +168,7 @@ func (r *Repository) putManifest(ctx context.Context, mediaType string, body []b
 // headers of the answer.
 func (r *Repository) put(ctx context.Context, req request) (http.Header, error) {
 	req.method, req.push = http.MethodPut, true
-	resp, err := r.send(ctx, req) //nolint:bodyclose // pushError or drain closes it
+	resp, err := r.send(ctx, req)
 	if err != nil {
 		return nil, err
 	}
