@@ -137,9 +137,9 @@ func read(ctx context.Context, r io.Reader, size int64, s *reader) (*Result, err
 	s.blob = &meter{ctx: ctx, r: io.LimitReader(r, size+1), hash: sha256.New()}
 	s.size, s.builder, s.buf = size, index.NewBuilder(size, index.DefaultLimits()), make([]byte, bufferSize)
 	fetching := newAhead(s.blob)
-	defer fetching.stop()
 	s.compressed = bufio.NewReaderSize(fetching, bufferSize)
 	idx, err := s.read()
+	fetching.stop() // from here on nobody else uses s.blob
 	if err != nil {
 		return nil, fmt.Errorf("reading layer of %d bytes: %w", size, s.explain(err))
 	}
