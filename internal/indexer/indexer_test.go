@@ -36,7 +36,7 @@ func tree(n int) []byte {
 		testimage.File{Header: tar.Header{Name: "etc/passwd"}, Content: fmt.Appendf(nil, "root:%d", n)},
 		testimage.File{Header: tar.Header{Name: "empty"}},
 		testimage.File{Header: tar.Header{Name: "text"}, Content: []byte(text)},
-		testimage.File{Header: tar.Header{Name: "noise"}, Content: testimage.Bytes(6<<20, uint64(n))}, //nolint:gosec // small
+		testimage.File{Header: tar.Header{Name: "noise"}, Content: testimage.Bytes(64<<10, uint64(n))}, //nolint:gosec // small
 	)
 }
 
