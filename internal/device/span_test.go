@@ -32,7 +32,7 @@ func spanFiles() []testimage.File {
 	for i := range 60 {
 		files = append(files, file(fmt.Sprintf("small%d", i), 100+i*517, uint64(i)))
 	}
-	files = append(files, file("large", 13<<20+5, 100))
+	files = append(files, file("large", 9<<20+5, 100))
 	for i := range 60 {
 		text := testimage.File{Content: bytes.Repeat(testimage.Bytes(100, uint64(i)), 1+i*40)}
 		text.Name = fmt.Sprintf("text%d", i)
@@ -76,7 +76,7 @@ func spanned(t testing.TB) map[string]made {
 		if m.index, err = soci.Decode(document.Bytes(), int64(len(p))); err != nil {
 			t.Fatal(err)
 		}
-		if len(m.index.Spans) < 4 {
+		if len(m.index.Spans) < 3 {
 			t.Fatalf("%s: %d spans", name, len(m.index.Spans))
 		}
 		m.device = indextest.Device(t, m.index, m.blob)

@@ -4,6 +4,7 @@ package prepare_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -85,7 +86,7 @@ func TestBuiltIndex(t *testing.T) {
 func TestNoIndexPossible(t *testing.T) {
 	s := start(t, testregistry.Options{})
 	n := newNode(t, prepare.Policy{Build: true}, s)
-	plain := testimage.Tar(testimage.File{Header: tar.Header{Name: "large"}, Content: testimage.Bytes(80<<20, 1)})
+	plain := testimage.Tar(testimage.File{Header: tar.Header{Name: "large"}, Content: bytes.Repeat(testimage.Bytes(1<<20, 1), 65)})
 	ref := push(t, s, "app", convert(t, plain, testimage.Zstd))
 	for range 2 {
 		res := n.prepare(t, ref)
