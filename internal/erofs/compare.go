@@ -62,7 +62,11 @@ func openImage(f *os.File, deviceSize int64) (t image, err error) {
 	if t.origin, _, err = Device(f); err != nil {
 		return image{}, err
 	}
-	tree, err := goerofs.Open(f, goerofs.WithExtraDevices(io.NewSectionReader(noData{}, 0, deviceSize)))
+	var devices []goerofs.OpenOpt
+	if deviceSize > 0 {
+		devices = append(devices, goerofs.WithExtraDevices(io.NewSectionReader(noData{}, 0, deviceSize)))
+	}
+	tree, err := goerofs.Open(f, devices...)
 	if err != nil {
 		return image{}, err
 	}

@@ -169,7 +169,11 @@ func (l *Layer) Tree() (*Tree, error) {
 	}
 	t := &Tree{Closer: f}
 	if t.Origin, _, err = erofs.Device(f); err == nil {
-		t.FS, err = goerofs.Open(f, goerofs.WithExtraDevices(l.dev))
+		var devices []goerofs.OpenOpt
+		if l.table.DeviceSize() > 0 {
+			devices = append(devices, goerofs.WithExtraDevices(l.dev))
+		}
+		t.FS, err = goerofs.Open(f, devices...)
 	}
 	if err == nil {
 		t.FS, err = fs.Sub(t.FS, "diff")

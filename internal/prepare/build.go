@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/holdfast/holdfast/internal/blob"
@@ -65,10 +66,13 @@ func (p *Preparer) addVerifiedFrom(ctx context.Context, src blob.Source, l *plan
 		return nil, err
 	}
 	read := time.Since(begin)
-	// Before the root is inherited: that one is not the layer's own.
-	if _, err := p.indexes.Keep(ctx, l.described(), res); err != nil && !errors.Is(err, soci.ErrNotExpressible) {
-		p.log.Warn("keeping index", "err", err)
-	}
+	var keeping sync.WaitGroup // it writes as much again as the layer's own files
+	defer keeping.Wait()
+	keeping.Go(func() {
+		if _, err := p.indexes.Keep(ctx, l.described(), res); err != nil && !errors.Is(err, soci.ErrNotExpressible) {
+			p.log.Warn("keeping index", "err", err)
+		}
+	})
 	if err := l.inheritRoot(ctx, res.Index); err != nil {
 		return nil, err
 	}

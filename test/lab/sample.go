@@ -177,6 +177,8 @@ func fileExtension(f testimage.Format) string {
 		return "zstdchunked"
 	case testimage.ZstdChunkedStargz:
 		return "zstdchunked-stargz"
+	case testimage.Uncompressed:
+		return "uncompressed" // .tar is what it is made of
 	default:
 		return string(f)
 	}
