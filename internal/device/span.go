@@ -212,7 +212,7 @@ func (w *worker) openSpan(t *index.Table, number int, s index.Span) (*spanBytes,
 	case index.None:
 		w.plain = in
 	case index.Gzip:
-		window, err := t.Window(number)
+		window, err := t.Window(number, w.buf[:index.WindowSize])
 		if err != nil {
 			return nil, err
 		}

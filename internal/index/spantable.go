@@ -83,19 +83,24 @@ func (t *Table) SpanOf(c Chunk) int {
 	return i
 }
 
-// Window returns the bytes that span i refers to, nil if it needs none. They are
-// valid until the table is closed.
-func (t *Table) Window(i int) ([]byte, error) {
+// windowsAt is where the windows start in the file.
+func (t *Table) windowsAt() int64 { return int64(t.spansAt()) + int64(t.spans)*spanSize }
+
+// Window reads the bytes that span i refers to into buf, which has WindowSize bytes.
+// It returns nil if the span needs none.
+func (t *Table) Window(i int, buf []byte) ([]byte, error) {
 	rec := t.mapped[t.spansAt()+i*spanSize:][:spanSize]
-	number := int(binary.LittleEndian.Uint32(rec[60:]))
+	number := int64(binary.LittleEndian.Uint32(rec[60:]))
 	if number == 0 {
 		return nil, nil
 	}
-	at := t.spansAt() + t.spans*spanSize + (number-1)*WindowSize
-	if at+WindowSize > len(t.mapped) {
+	if t.file == nil {
 		return nil, fmt.Errorf("chunk table has no window for span %d: %w", i, ErrInvalid)
 	}
-	window := t.mapped[at : at+WindowSize]
+	window := buf[:WindowSize]
+	if _, err := io.ReadFull(io.NewSectionReader(t.file, t.windowsAt()+(number-1)*WindowSize, WindowSize), window); err != nil {
+		return nil, fmt.Errorf("reading window of span %d: %w", i, err)
+	}
 	if crc32.Checksum(window, castagnoli) != binary.LittleEndian.Uint32(rec[64:]) {
 		return nil, fmt.Errorf("chunk table has a damaged window for span %d: %w", i, ErrInvalid)
 	}

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -92,7 +93,8 @@ type Table struct {
 	deviceSize  int64
 	n           int
 	spans       int
-	mapped      []byte
+	mapped      []byte   // up to the windows
+	file        *os.File // has the windows; nil if there are none
 }
 
 // OpenTable opens a table that [WriteTable] wrote, checking that it is whole.
@@ -109,44 +111,48 @@ func openTable(name string) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // read only; the mapping outlives the descriptor
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() < headerSize || info.Size() > maxTableLen {
-		return nil, fmt.Errorf("%d bytes: %w", info.Size(), ErrInvalid)
-	}
-	m, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("mapping: %w", err)
-	}
-	t := &Table{
-		mapped:      m,
-		deviceSize:  int64(binary.LittleEndian.Uint64(m[16:])),
-		compression: Compression(m[24]),
-	}
-	if err := t.check(); err != nil {
+	t := &Table{file: f}
+	if err := t.load(); err != nil {
 		return nil, closeAfter(t, err)
 	}
 	return t, nil
 }
 
-// check looks whether the table is whole. Windows are checked when they are read.
-func (t *Table) check() error {
-	m := t.mapped
-	chunks := binary.LittleEndian.Uint64(m[8:])
-	spans := binary.LittleEndian.Uint32(m[24:]) >> 8
-	if string(m[:8]) != tableMagic || chunks > uint64(len(m))/recordSize || uint64(spans) > uint64(len(m))/spanSize {
+// load maps the records. Windows are read when they are needed: mapped, they would
+// count as memory of the process.
+func (t *Table) load() error {
+	info, err := t.file.Stat()
+	if err != nil {
+		return err
+	}
+	var head [headerSize]byte
+	if _, err := io.ReadFull(io.NewSectionReader(t.file, 0, headerSize), head[:]); err != nil || info.Size() > maxTableLen {
+		return fmt.Errorf("%d bytes: %w", info.Size(), ErrInvalid)
+	}
+	chunks := binary.LittleEndian.Uint64(head[8:])
+	spans := binary.LittleEndian.Uint32(head[24:]) >> 8
+	if string(head[:8]) != tableMagic || chunks > uint64(info.Size())/recordSize || uint64(spans) > uint64(info.Size())/spanSize { //nolint:gosec // not negative
 		return fmt.Errorf("damaged: %w", ErrInvalid)
 	}
 	t.n, t.spans = int(chunks), int(spans) //nolint:gosec // bounded by the file's length
-	end := t.spansAt() + t.spans*spanSize
-	if end > len(m) || (len(m)-end)%WindowSize != 0 ||
-		crc32.Update(crc32.Checksum(m[headerSize:end], castagnoli), castagnoli, m[:28]) != binary.LittleEndian.Uint32(m[28:]) {
+	t.deviceSize, t.compression = int64(binary.LittleEndian.Uint64(head[16:])), Compression(head[24])
+	end := t.windowsAt()
+	if end > info.Size() || (info.Size()-end)%WindowSize != 0 {
 		return fmt.Errorf("damaged: %w", ErrInvalid)
 	}
-	return nil
+	if t.mapped, err = unix.Mmap(int(t.file.Fd()), 0, int(end), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+		return fmt.Errorf("mapping: %w", err)
+	}
+	m := t.mapped
+	if crc32.Update(crc32.Checksum(m[headerSize:], castagnoli), castagnoli, m[:28]) != binary.LittleEndian.Uint32(m[28:]) {
+		return fmt.Errorf("damaged: %w", ErrInvalid)
+	}
+	if info.Size() > end {
+		return nil
+	}
+	err = t.file.Close() // the mapping outlives it
+	t.file = nil
+	return err
 }
 
 func closeAfter(t *Table, err error) error {
@@ -156,12 +162,17 @@ func closeAfter(t *Table, err error) error {
 
 // Close releases the table. No method may be called afterwards.
 func (t *Table) Close() error {
+	var err error
+	if t.file != nil {
+		err = t.file.Close()
+		t.file = nil
+	}
 	m := t.mapped
 	t.mapped = nil
 	if m == nil {
-		return nil
+		return err
 	}
-	return unix.Munmap(m)
+	return errors.Join(err, unix.Munmap(m))
 }
 
 // Len is the number of chunks.

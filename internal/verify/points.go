@@ -44,7 +44,7 @@ func (c *pointCheck) at(p inflate.Point, window []byte) error {
 		c.wrong = fmt.Errorf("span %d starts at %d, bit %d, with byte %d of the content: that is no place to start at", c.next, in, s.Bits, s.Start)
 		return nil
 	}
-	want, err := c.table.Window(c.next)
+	want, err := c.table.Window(c.next, make([]byte, index.WindowSize))
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,8 @@ type unmodified struct {
 const (
 	noFill      = "fill = \"off\"\n"
 	firstNode   = noFill + "index.stores = []\nindex.publish = [\"registry\"]\nprofile = \"off\"\n"
-	indexedNode = noFill + "index.publish = [\"registry\"]\nprofile = \"on\"\n"
+	indexedNode = noFill + "profile = \"off\"\n"
+	recordNode  = noFill + "index.publish = [\"registry\"]\n"
 	nextNode    = noFill
 )
 
@@ -199,8 +200,13 @@ func (b *bench) startOthers(ctx context.Context, stand *lab.Stand, copied string
 	if err := start("with an index", indexedNode, stand.Ref, &r.Indexed); err != nil {
 		return err
 	}
-	if err := stand.Daemon.PushProfile(ctx, stand.Ref); err != nil {
-		return err
+	if len(r.Profiled) == 0 {
+		if err := start("recording a profile", recordNode, stand.Ref, new([]lab.Start)); err != nil {
+			return err
+		}
+		if err := stand.Daemon.PushProfile(ctx, stand.Ref); err != nil {
+			return err
+		}
 	}
 	if err := start("with a profile", nextNode, stand.Ref, &r.Profiled); err != nil {
 		return err

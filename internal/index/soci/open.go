@@ -5,6 +5,7 @@ package soci
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,32 @@ func Open(f *os.File, blobSize int64) (*File, error) {
 	if z.Index, err = Decode(m, blobSize); err != nil {
 		return nil, errors.Join(err, z.Close())
 	}
+	// Most of it is windows, which are read once more: let go of it until then.
+	if err := unix.Madvise(m, unix.MADV_DONTNEED); err != nil {
+		return nil, errors.Join(fmt.Errorf("unmapping zTOC: %w", err), z.Close())
+	}
+	if w := z.Index.Windows; w != nil {
+		z.Index.Windows = &lean{ReaderAt: w, mapped: m}
+	}
 	return z, nil
+}
+
+// lean reads from a mapping, of which only a few MiB are in memory at a time. It is
+// used by one goroutine.
+type lean struct {
+	io.ReaderAt
+	mapped []byte
+	read   int
+}
+
+func (l *lean) ReadAt(p []byte, off int64) (int, error) {
+	n, err := l.ReaderAt.ReadAt(p, off)
+	const most = 2 << 20
+	if l.read += n; l.read > most {
+		l.read = 0
+		_ = unix.Madvise(l.mapped, unix.MADV_DONTNEED) // it only saves memory
+	}
+	return n, err
 }
 
 // Close releases the document, which the index refers to until its windows have
