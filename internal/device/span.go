@@ -48,7 +48,7 @@ func (d *Device) whole(chunks []int) []int {
 // A miss takes along as many of the spans behind it as there were misses close by,
 // and not more than readers have wanted so far, beside an allowance.
 const (
-	maxNextSpans     = 4
+	maxNextSpans     = 8
 	spansCloseBy     = 48 << 20 // of the blob
 	spansAllowance   = 24 << 20
 	spansNumerator   = 1

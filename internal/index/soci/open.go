@@ -35,15 +35,14 @@ func Open(f *os.File, blobSize int64) (*File, error) {
 		return nil, fmt.Errorf("mapping zTOC: %w", err)
 	}
 	z := &File{mapped: m}
-	if z.Index, err = Decode(m, blobSize); err != nil {
+	// Most of it is windows, which are not looked at before they are written elsewhere.
+	letGo := func() { _ = unix.Madvise(m, unix.MADV_DONTNEED) } // it only saves memory
+	if z.Index, err = decode(m, blobSize, letGo); err != nil {
 		return nil, errors.Join(err, z.Close())
 	}
-	// Most of it is windows, which are read once more: let go of it until then.
-	if err := unix.Madvise(m, unix.MADV_DONTNEED); err != nil {
-		return nil, errors.Join(fmt.Errorf("unmapping zTOC: %w", err), z.Close())
-	}
+	letGo()
 	if w := z.Index.Windows; w != nil {
-		z.Index.Windows = &lean{ReaderAt: w, mapped: m}
+		z.Index.Windows = &lean{ReaderAt: w, letGo: letGo}
 	}
 	return z, nil
 }
@@ -52,8 +51,8 @@ func Open(f *os.File, blobSize int64) (*File, error) {
 // used by one goroutine.
 type lean struct {
 	io.ReaderAt
-	mapped []byte
-	read   int
+	letGo func()
+	read  int
 }
 
 func (l *lean) ReadAt(p []byte, off int64) (int, error) {
@@ -61,7 +60,7 @@ func (l *lean) ReadAt(p []byte, off int64) (int, error) {
 	const most = 2 << 20
 	if l.read += n; l.read > most {
 		l.read = 0
-		_ = unix.Madvise(l.mapped, unix.MADV_DONTNEED) // it only saves memory
+		l.letGo()
 	}
 	return n, err
 }

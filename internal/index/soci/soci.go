@@ -48,6 +48,12 @@ const (
 // It returns [index.ErrInvalid] or [index.ErrTooLarge] if the document is not
 // sound, of another version, or that of a blob of another size.
 func Decode(document []byte, blobSize int64) (idx *index.Index, err error) {
+	return decode(document, blobSize, func() {})
+}
+
+// decode is Decode for a document that may be let go of, from time to time, what has
+// been read of it: the checkpoints are far apart in it.
+func decode(document []byte, blobSize int64, letGo func()) (idx *index.Index, err error) {
 	defer func() {
 		if r := recover(); r != nil { // flatbuffers index past the end of what they read
 			idx, err = nil, fmt.Errorf("damaged: %v: %w", r, index.ErrInvalid)
@@ -72,7 +78,7 @@ func Decode(document []byte, blobSize int64) (idx *index.Index, err error) {
 	if info == nil || toc == nil {
 		return nil, fmt.Errorf("half of it is missing: %w", index.ErrInvalid)
 	}
-	s, err := readSpans(info, blobSize)
+	s, err := readSpans(info, blobSize, letGo)
 	if err != nil {
 		return nil, err
 	}

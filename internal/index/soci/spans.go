@@ -42,12 +42,12 @@ type spans struct {
 }
 
 // readSpans reads where decompression can begin in a blob of size bytes.
-func readSpans(info *ztoc.CompressionInfo, size int64) (*spans, error) {
+func readSpans(info *ztoc.CompressionInfo, size int64, letGo func()) (*spans, error) {
 	var s *spans
 	var err error
 	switch a := info.CompressionAlgorithm(); a {
 	case ztoc.CompressionAlgorithmGzip:
-		s, err = gzipSpans(info.CheckpointsBytes())
+		s, err = gzipSpans(info.CheckpointsBytes(), letGo)
 	case algorithmZstd:
 		s, err = zstdSpans(info.CheckpointsBytes())
 	case ztoc.CompressionAlgorithmUncompressed:
@@ -102,7 +102,7 @@ func count(b []byte, record int) (n int, missing bool, err error) {
 	return n, n == fit+1, nil
 }
 
-func gzipSpans(b []byte) (*spans, error) {
+func gzipSpans(b []byte, letGo func()) (*spans, error) {
 	n, missing, err := count(b, checkpointSize)
 	if err != nil {
 		return nil, err
@@ -124,9 +124,15 @@ func gzipSpans(b []byte) (*spans, error) {
 			span.Window = -1
 		}
 		s.spans = append(s.spans, span)
+		if len(s.spans)%letGoAfter == 0 {
+			letGo()
+		}
 	}
 	return s, nil
 }
+
+// letGoAfter is so many gzip spans, whose checkpoints lie in 2 MiB of the document.
+const letGoAfter = 64
 
 func zstdSpans(b []byte) (*spans, error) {
 	n, missing, err := count(b, frameSize)
