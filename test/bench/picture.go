@@ -38,12 +38,10 @@ func parts() []part {
 // picture draws the starts as an SVG: for each line the normal and the lazy
 // start of median length, broken into its parts.
 func (r *report) picture() []byte {
-	type row struct {
-		label string
-		start lab.Start
+	rows, image := r.unmodifiedRows(), r.Image
+	if len(image) == 0 {
+		image = r.Unmodified.Image
 	}
-	var rows []row
-	var longest time.Duration
 	for _, l := range []struct {
 		name string
 		starts
@@ -55,14 +53,17 @@ func (r *report) picture() []byte {
 		}
 		normal, lazy := median(l.Normal, startTime), median(l.Lazy, lazyTime).Start
 		rows = append(rows, row{l.name + ": normal", normal}, row{l.name + ": Holdfast", lazy})
-		longest = max(longest, normal.Total, lazy.Total)
+	}
+	var longest time.Duration
+	for _, row := range rows {
+		longest = max(longest, row.start.Total)
 	}
 	var out bytes.Buffer
 	height := topMargin + rowHeight*len(rows) + 10
 	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="13">`+"\n", pictureWidth, height)
 	fmt.Fprintf(&out, `<rect width="100%%" height="100%%" fill="white"/>`+"\n")
 	var size int64
-	for _, l := range r.Image {
+	for _, l := range image {
 		size += l.Size
 	}
 	text := func(x, y float64, anchor, s string) {
@@ -90,4 +91,27 @@ func (r *report) picture() []byte {
 	}
 	out.WriteString("</svg>\n")
 	return out.Bytes()
+}
+
+// row is one start in the picture.
+type row struct {
+	label string
+	start lab.Start
+}
+
+// unmodifiedRows are the starts of the image without an index.
+func (r *report) unmodifiedRows() (rows []row) {
+	u := &r.Unmodified
+	for _, s := range []struct {
+		label  string
+		starts []lab.Start
+	}{
+		{"gzip: normal", u.Normal}, {"gzip, no index anywhere", u.First}, {"its eStargz copy", u.EStargz},
+		{"gzip, index in registry", u.Indexed}, {"gzip, and a profile", u.Profiled},
+	} {
+		if len(s.starts) > 0 {
+			rows = append(rows, row{s.label, median(s.starts, startTime)})
+		}
+	}
+	return rows
 }
