@@ -4,9 +4,11 @@ package indexer_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -140,23 +142,32 @@ func TestVerifyDiffers(t *testing.T) {
 		p[at] ^= 1
 		return p
 	}
+	// signed is what somebody writes who knows what he does.
+	signed := func(ztoc []byte) []byte {
+		sum := sha256.Sum256(ztoc)
+		return slices.Concat(digests[:8+64], sum[:], digests[8+96:])
+	}
 	span := strings.Index(string(ztoc), "sha256:") + len("sha256:")
 	for name, c := range map[string]struct {
 		ztoc, digests []byte
 		want          string
 	}{
-		"another name":   {replaced(ztoc, "etc/passwd", "etc/passwx"), digests, "another tree"},
-		"another link":   {replaced(ztoc, "etc/passwd", "etd/passwd"), digests, "another tree"},
-		"another time":   {replaced(ztoc, "2023-11-14", "2023-11-15"), digests, "another tree"},
-		"span digest":    {flipped(ztoc, span), digests, "span "},
-		"window":         {flipped(ztoc, len(ztoc)-1), digests, "other bytes before it"},
+		"damaged":        {flipped(ztoc, len(ztoc)-1), digests, "its zTOC has digest"},
+		"another name":   {ztoc: replaced(ztoc, "etc/passwd", "etc/passwx"), want: "another tree"},
+		"another link":   {ztoc: replaced(ztoc, "etc/passwd", "etd/passwd"), want: "another tree"},
+		"another time":   {ztoc: replaced(ztoc, "2023-11-14", "2023-11-15"), want: "another tree"},
+		"span digest":    {ztoc: flipped(ztoc, span), want: "span "},
+		"window":         {ztoc: flipped(ztoc, len(ztoc)-1), want: "other bytes before it"},
 		"file digest":    {ztoc, flipped(digests, len(digests)-1), "file 2 at"},
 		"fewer files":    {ztoc, digests[:len(digests)-32], "digests of 2 files, and 3"},
-		"not sound":      {ztoc[:1000], digests, "reading zTOC"},
+		"not sound":      {ztoc: ztoc[:1000], want: "reading zTOC"},
 		"another layer":  {ztoc, flipped(digests, 8), "digests of layer"},
 		"another diffID": {ztoc, flipped(digests, 40), "diff ID"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if c.digests == nil {
+				c.digests = signed(c.ztoc)
+			}
 			dir := t.TempDir()
 			file := filepath.Join(dir, l.Descriptor.Digest.Encoded())
 			if err := errors.Join(os.WriteFile(file+".ztoc", c.ztoc, 0o600), os.WriteFile(file+".digests", c.digests, 0o600)); err != nil {

@@ -15,27 +15,31 @@ import (
 )
 
 // Digests is what belongs to a layer's index and has no place in its zTOC: whose
-// index it is, and the digests of the files, by which those that another layer has
-// too are found.
+// index it is, the digest of the zTOC, and those of the files, by which the ones that
+// another layer has too are found.
 //
 // On disk it is a magic number, then digests: of the blob, of the decompressed
-// blob (the diff ID), of each regular file with content, in the order of the layer.
+// blob (the diff ID), of the zTOC, of each regular file with content, in the order of
+// the layer.
 type Digests struct {
 	Blob, DiffID digest.Digest
-	Files        [][sha256.Size]byte
+	// ZTOC tells a zTOC that a disk has damaged: spans whose windows are wrong
+	// decompress to wrong bytes, which nothing else would notice.
+	ZTOC  digest.Digest
+	Files [][sha256.Size]byte
 }
 
 const digestsMagic = "HFDIGST1"
 
 // maxDigests is how long the document may be.
 func maxDigests() int64 {
-	return int64(len(digestsMagic)) + sha256.Size*int64(2+index.DefaultLimits().Entries)
+	return int64(len(digestsMagic)) + sha256.Size*int64(3+index.DefaultLimits().Entries)
 }
 
 // Encode writes the document.
 func (d Digests) Encode(w io.Writer) error {
 	buf := []byte(digestsMagic)
-	for _, dig := range []digest.Digest{d.Blob, d.DiffID} {
+	for _, dig := range []digest.Digest{d.Blob, d.DiffID, d.ZTOC} {
 		if dig.Validate() != nil || dig.Algorithm() != digest.SHA256 {
 			return fmt.Errorf("digest %q: only sha256 is supported", dig)
 		}
@@ -58,7 +62,7 @@ func (d Digests) Encode(w io.Writer) error {
 // [index.ErrInvalid].
 func DecodeDigests(p []byte, layer digest.Digest) (Digests, error) {
 	rest, ok := bytes.CutPrefix(p, []byte(digestsMagic))
-	if !ok || len(rest)%sha256.Size != 0 || len(rest) < 2*sha256.Size || int64(len(p)) > maxDigests() {
+	if !ok || len(rest)%sha256.Size != 0 || len(rest) < 3*sha256.Size || int64(len(p)) > maxDigests() {
 		return Digests{}, fmt.Errorf("digests of %d bytes: %w", len(p), index.ErrInvalid)
 	}
 	next := func() (sum [sha256.Size]byte) {
@@ -70,7 +74,7 @@ func DecodeDigests(p []byte, layer digest.Digest) (Digests, error) {
 		sum := next()
 		return digest.NewDigestFromBytes(digest.SHA256, sum[:])
 	}
-	d := Digests{Blob: named(), DiffID: named()}
+	d := Digests{Blob: named(), DiffID: named(), ZTOC: named()}
 	if d.Blob != layer {
 		return Digests{}, fmt.Errorf("digests of layer %s: %w", d.Blob, index.ErrInvalid)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 func digestsOf(files int) indexes.Digests {
-	d := indexes.Digests{Blob: digest.FromString("blob"), DiffID: digest.FromString("diff")}
+	d := indexes.Digests{Blob: digest.FromString("blob"), DiffID: digest.FromString("diff"), ZTOC: digest.FromString("ztoc")}
 	for i := range files {
 		d.Files = append(d.Files, sha256.Sum256([]byte{byte(i)}))
 	}
@@ -36,11 +36,11 @@ func TestDigests(t *testing.T) {
 	for _, files := range []int{0, 1, 2, 1000} {
 		want := digestsOf(files)
 		p := encode(t, want)
-		if len(p) != 8+32*(2+files) {
+		if len(p) != 8+32*(3+files) {
 			t.Errorf("%d files: %d bytes", files, len(p))
 		}
 		got, err := indexes.DecodeDigests(p, want.Blob)
-		if err != nil || got.Blob != want.Blob || got.DiffID != want.DiffID || !slices.Equal(got.Files, want.Files) {
+		if err != nil || got.Blob != want.Blob || got.DiffID != want.DiffID || got.ZTOC != want.ZTOC || !slices.Equal(got.Files, want.Files) {
 			t.Errorf("%d files: %+v, error %v", files, got, err)
 		}
 	}
@@ -59,9 +59,10 @@ func TestDecodeDigestsRefuses(t *testing.T) {
 		"nothing":       nil,
 		"no digests":    good[:8],
 		"one digest":    good[:8+32],
+		"two digests":   good[:8+64],
 		"half a digest": good[:len(good)-1],
 		"other magic":   append([]byte("X"), good[1:]...),
-		"other layer":   encode(t, indexes.Digests{Blob: digest.FromString("x"), DiffID: digest.FromString("y")}),
+		"other layer":   encode(t, indexes.Digests{Blob: digest.FromString("x"), DiffID: digest.FromString("y"), ZTOC: digest.FromString("z")}),
 	} {
 		if got, err := indexes.DecodeDigests(p, digest.FromString("blob")); !errors.Is(err, index.ErrInvalid) {
 			t.Errorf("%s: %+v, error %v", name, got, err)

@@ -13,12 +13,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
 
@@ -192,8 +194,8 @@ func (i *Image) Find(ctx context.Context, l image.Layer, least index.Trust) (*In
 }
 
 // Fetch reads the index of a layer from a place. The error wraps fs.ErrNotExist if
-// there is none, [index.ErrInvalid] or [index.ErrTooLarge] if it is not sound or that
-// of another layer; others are those of [indexstore.Place].
+// there is none, [index.ErrInvalid] or [index.ErrTooLarge] if it is damaged, not
+// sound, or that of another layer; others are those of [indexstore.Place].
 func (f *Finder) Fetch(ctx context.Context, place Place, l image.Layer) (_ *Index, err error) {
 	got := &Index{Trust: place.Trust, From: place.String()}
 	var digests bytes.Buffer
@@ -213,8 +215,12 @@ func (f *Finder) Fetch(ctx context.Context, place Place, l image.Layer) (_ *Inde
 		return nil, err
 	}
 	defer file.Close() //nolint:errcheck // it has no name
-	if err := place.Fetch(ctx, l.Digest, indexstore.ZTOC, soci.MaxBytes, file); err != nil {
+	sum := digest.SHA256.Digester()
+	if err := place.Fetch(ctx, l.Digest, indexstore.ZTOC, soci.MaxBytes, io.MultiWriter(file, sum.Hash())); err != nil {
 		return nil, err
+	}
+	if want := got.Digests.ZTOC; want != "" && want != sum.Digest() {
+		return nil, fmt.Errorf("its zTOC has digest %s, not %s: %w", sum.Digest(), want, index.ErrInvalid)
 	}
 	if got.File, err = soci.Open(file, l.Size); err != nil {
 		return nil, err

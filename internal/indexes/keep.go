@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/index/soci"
@@ -47,10 +49,12 @@ func (f *Finder) documents(l image.Layer, res *stream.Result) (docs indexstore.L
 			files.close()
 		}
 	}()
-	if docs.ZTOC, err = files.add(func(w io.Writer) error { return res.WriteZTOC(w, f.Tool) }); err != nil {
+	sum := digest.SHA256.Digester()
+	docs.ZTOC, err = files.add(func(w io.Writer) error { return res.WriteZTOC(io.MultiWriter(w, sum.Hash()), f.Tool) })
+	if err != nil {
 		return docs, nil, err
 	}
-	digests := Digests{Blob: res.Blob, DiffID: res.DiffID, Files: res.Files}
+	digests := Digests{Blob: res.Blob, DiffID: res.DiffID, ZTOC: sum.Digest(), Files: res.Files}
 	docs.Digests, err = files.add(digests.Encode)
 	return docs, files.close, err
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -67,6 +68,21 @@ func TestBuiltIndex(t *testing.T) {
 			}
 			n.compare(t, res.Layers[0], base)
 			n.compare(t, res.Layers[1], top)
+
+			// A zTOC that the disk has damaged is not used, not even by who made it.
+			ztoc := filepath.Join(n.dir, "indexes", layers[0].Descriptor.Digest.Encoded()+".ztoc")
+			if p, err := os.ReadFile(ztoc); err == nil {
+				p[len(p)-1] ^= 1
+				if err := errors.Join(n.Remove(t.Context(), ref), os.WriteFile(ztoc, p, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				if res = n.prepare(t, ref); actions(res) != "fetched, lazy" {
+					t.Errorf("with a damaged index: %+v", res)
+				}
+				n.compare(t, res.Layers[0], base)
+			} else {
+				t.Error(err)
+			}
 
 			// The same blob with another diff ID is another matter.
 			lied := layers[0]
@@ -222,22 +238,31 @@ func TestUselessIndex(t *testing.T) {
 		return p
 	}
 	ztoc, digests := read(document(l, "ztoc")), read(document(l, "digests"))
+	damaged := bytes.Clone(ztoc)
+	damaged[len(damaged)-1] ^= 1 // of a window: nothing else would notice
 	newer := []byte(strings.Replace(string(ztoc), "0.9", "1.0", 1))
 	noDigest := []byte(strings.Replace(string(ztoc), "sha256:", "sha255:", 1))
 	for name, c := range map[string]struct {
 		ztoc, digests []byte
 		want          string
 	}{
-		"of another layer":    {read(document(other, "ztoc")), digests, "that of a layer of"},
+		"damaged":             {damaged, digests, "its zTOC has digest"},
+		"of another layer":    {read(document(other, "ztoc")), nil, "that of a layer of"},
 		"digests of another":  {ztoc, read(document(other, "digests")), "digests of layer"},
-		"newer version":       {newer, digests, "version"},
-		"missing span digest": {noDigest, digests, "span 0"},
-		"cut off":             {ztoc[:len(ztoc)/2], digests, "reading zTOC"},
-		"empty":               {nil, digests, "zTOC of 0 bytes"},
-		"junk":                {[]byte(strings.Repeat("junk", 1000)), digests, "reading zTOC"},
+		"newer version":       {newer, nil, "version"},
+		"missing span digest": {noDigest, nil, "span 0"},
+		"cut off":             {ztoc[:len(ztoc)/2], nil, "reading zTOC"},
+		"empty":               {nil, nil, "zTOC of 0 bytes"},
+		"junk":                {[]byte(strings.Repeat("junk", 1000)), nil, "reading zTOC"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := errors.Join(os.WriteFile(document(l, "ztoc"), c.ztoc, 0o600), os.WriteFile(document(l, "digests"), c.digests, 0o600)); err != nil {
+			err := os.WriteFile(document(l, "ztoc"), c.ztoc, 0o600)
+			if c.digests != nil {
+				err = errors.Join(err, os.WriteFile(document(l, "digests"), c.digests, 0o600))
+			} else if rmErr := os.Remove(document(l, "digests")); !errors.Is(rmErr, fs.ErrNotExist) { // as where others put zTOCs
+				err = errors.Join(err, rmErr)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			policy := trusting()
