@@ -24,6 +24,13 @@ type Descriptor struct {
 	Size   int64
 }
 
+// Manifest is a manifest or an index: a document that names blobs.
+type Manifest struct {
+	MediaType string // without parameters; "" if whoever has it does not say
+	Digest    digest.Digest
+	Body      []byte
+}
+
 // Range is bytes of a blob.
 type Range struct{ Offset, Length int64 }
 

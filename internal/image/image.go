@@ -21,6 +21,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/blob/registry"
 )
 
@@ -67,11 +68,14 @@ func (c Config) NoCommand() bool { return len(c.Config.Entrypoint) == 0 && len(c
 // Reader is what manifests and configurations are read from: a repository, or an
 // OCI layout. Both methods verify digests that they are asked for.
 type Reader interface {
-	Manifest(ctx context.Context, tagOrDigest string) (registry.Manifest, error)
+	Manifest(ctx context.Context, tagOrDigest string) (blob.Manifest, error)
 	Blob(ctx context.Context, desc blob.Descriptor, limit int64) ([]byte, error)
 }
 
-var _ Reader = (*registry.Repository)(nil)
+var (
+	_ Reader = (*registry.Repository)(nil)
+	_ Reader = (*ocidir.Layout)(nil)
+)
 
 // Load reads the image of a platform.
 func Load(ctx context.Context, from Reader, tagOrDigest string, p Platform) (*Image, error) {

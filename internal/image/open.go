@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,11 +14,9 @@ import (
 	"time"
 
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/oci/archive"
-	"go.podman.io/image/v5/oci/layout"
-	"go.podman.io/image/v5/types"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/blob/retry"
 )
@@ -41,23 +38,25 @@ type Opened struct {
 	// the manifest first; none if it is in files.
 	Repositories []*registry.Repository
 
-	local *local
+	// Layout is the layout that the image is read from; nil if it is in a registry.
+	Layout  *ocidir.Layout
+	release func()
 }
 
 // Sources are the places where blobs of the image are read from, best first.
 func (o *Opened) Sources() []blob.Source {
-	if o.local != nil {
-		return []blob.Source{o.local}
+	if o.Layout != nil {
+		return []blob.Source{o.Layout}
 	}
 	return Sources(o.Repositories)
 }
 
 // Close ends the reading.
 func (o *Opened) Close() error {
-	if o.local == nil {
-		return nil
+	if o.release != nil {
+		o.release()
 	}
-	return o.local.src.Close()
+	return nil
 }
 
 // Sources makes repositories patient.
@@ -106,28 +105,25 @@ func (o Opener) Open(ctx context.Context, name string) (*Opened, error) {
 }
 
 func (o Opener) opening(name string) (func(context.Context) (*Opened, error), error) {
-	files := func(ref types.ImageReference, err error) (func(context.Context) (*Opened, error), error) {
-		if err != nil {
-			return nil, fmt.Errorf("%q is %w: %w", name, ErrName, err)
-		}
-		return func(ctx context.Context) (*Opened, error) { return o.openFiles(ctx, ref) }, nil
+	files := func(path, name string) (func(context.Context) (*Opened, error), error) {
+		return func(ctx context.Context) (*Opened, error) { return o.openFiles(ctx, path, name) }, nil
 	}
 	rest, isDocker := strings.CutPrefix(name, dockerPrefix)
-	if path, ok := strings.CutPrefix(name, layoutPrefix); ok {
-		return files(layout.ParseReference(path))
-	}
-	if path, ok := strings.CutPrefix(name, archivePrefix); ok {
-		return files(archive.ParseReference(path))
+	for _, prefix := range []string{layoutPrefix, archivePrefix} {
+		if path, ok := strings.CutPrefix(name, prefix); ok {
+			if path == "" {
+				return nil, fmt.Errorf("%q is %w: there is no path", name, ErrName)
+			}
+			return files(splitPath(path))
+		}
 	}
 	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(otherTransports(), scheme) {
 		return nil, fmt.Errorf("%q is %w: of what is not in a registry only oci: and oci-archive: can be read", name, ErrName)
 	}
 	if !isDocker {
 		switch {
-		case isLayout(name):
-			return files(layout.NewReference(name, ""))
-		case isArchive(name):
-			return files(archive.NewReference(name, ""))
+		case isLayout(name), isArchive(name):
+			return files(name, "")
 		case filepath.IsAbs(name) || strings.HasPrefix(name, "."):
 			return nil, fmt.Errorf("%q is %w: no OCI layout and no archive of one", name, ErrName)
 		}
@@ -167,22 +163,6 @@ func isArchive(path string) bool {
 		return false
 	}
 	return string(head[magicAt:]) == "ustar" || string(head[:2]) == "\x1f\x8b"
-}
-
-func (o Opener) openFiles(ctx context.Context, ref types.ImageReference) (*Opened, error) {
-	src, err := ref.NewImageSource(ctx, &types.SystemContext{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no OCI layout, or archive of one as podman save --format oci-archive makes it: %w", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	l := &local{name: ref.Transport().Name() + ":" + ref.StringWithinTransport(), src: src}
-	img, err := Load(ctx, l, "", o.Platform)
-	if err != nil {
-		return nil, errors.Join(err, src.Close())
-	}
-	return &Opened{Image: img, local: l}, nil
 }
 
 // openNamed asks the endpoints of a reference, mirrors first.

@@ -20,6 +20,7 @@ var levels = map[string]int{
 	"internal/shared":     0,
 	"internal/startup":    0,
 
+	"internal/blob/ocidir":   1,
 	"internal/blob/parts":    1,
 	"internal/blob/registry": 1,
 	"internal/blob/retry":    1,

@@ -21,7 +21,7 @@ import (
 
 func TestManifest(t *testing.T) {
 	body := []byte(`{"schemaVersion":2}`)
-	good := registry.Manifest{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(body), Body: body}
+	good := blob.Manifest{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(body), Body: body}
 	other := digest.FromString("something else")
 	sha512 := digest.SHA512.FromBytes(body)
 
@@ -29,7 +29,7 @@ func TestManifest(t *testing.T) {
 		name  string
 		ref   string
 		fault testregistry.Fault
-		want  registry.Manifest
+		want  blob.Manifest
 		is    error
 		fails bool
 	}{
@@ -40,11 +40,11 @@ func TestManifest(t *testing.T) {
 			fault: testregistry.Fault{Header: header("Content-Type", v1.MediaTypeImageManifest+"; charset=utf-8")},
 		},
 		{
-			name: "no media type", ref: "v1", want: registry.Manifest{Digest: good.Digest, Body: body},
+			name: "no media type", ref: "v1", want: blob.Manifest{Digest: good.Digest, Body: body},
 			fault: testregistry.Fault{Header: header("Content-Type", ";")},
 		},
 		{
-			name: "digest by another algorithm", ref: "v1", want: registry.Manifest{MediaType: good.MediaType, Digest: sha512, Body: body},
+			name: "digest by another algorithm", ref: "v1", want: blob.Manifest{MediaType: good.MediaType, Digest: sha512, Body: body},
 			fault: testregistry.Fault{Header: header("Docker-Content-Digest", sha512.String())},
 		},
 		{

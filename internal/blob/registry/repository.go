@@ -109,36 +109,29 @@ func (r *Repository) Authenticated() bool { return r.authenticated.Load() }
 // several share counts where it was made.
 func (r *Repository) Stats() Stats { return r.traffic.stats() }
 
-// Manifest is a manifest or an index as the registry has it.
-type Manifest struct {
-	MediaType string // from the header of the answer, without parameters
-	Digest    digest.Digest
-	Body      []byte
-}
-
 // Manifest reads a manifest or an index by tag or by digest. Its digest is
 // verified against the one asked for, or the one that the registry tells, if it
 // does; a difference is [blob.ErrCorrupt]. More than MaxManifestSize is an error.
 // The other errors are those of [blob.Source].
-func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (Manifest, error) {
+func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (blob.Manifest, error) {
 	m, err := r.manifest(ctx, tagOrDigest)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("reading manifest %q of %s: %w", tagOrDigest, r.name, err)
+		return blob.Manifest{}, fmt.Errorf("reading manifest %q of %s: %w", tagOrDigest, r.name, err)
 	}
 	return m, nil
 }
 
-func (r *Repository) manifest(ctx context.Context, ref string) (Manifest, error) {
+func (r *Repository) manifest(ctx context.Context, ref string) (blob.Manifest, error) {
 	want, err := digest.Parse(ref)
 	if err != nil {
 		want = ""
 		if _, err := reference.WithTag(r.named, ref); err != nil {
-			return Manifest{}, err
+			return blob.Manifest{}, err
 		}
 	}
 	m, header, err := r.document(ctx, "manifests/"+ref)
 	if err != nil {
-		return Manifest{}, err
+		return blob.Manifest{}, err
 	}
 	if want == "" {
 		if told, err := digest.Parse(header.Get("Docker-Content-Digest")); err == nil {
@@ -147,7 +140,7 @@ func (r *Repository) manifest(ctx context.Context, ref string) (Manifest, error)
 	}
 	if want != "" {
 		if got := want.Algorithm().FromBytes(m.Body); got != want {
-			return Manifest{}, fmt.Errorf("it has digest %s, not %s: %w", got, want, blob.ErrCorrupt)
+			return blob.Manifest{}, fmt.Errorf("it has digest %s, not %s: %w", got, want, blob.ErrCorrupt)
 		}
 		m.Digest = want
 	}
@@ -159,22 +152,22 @@ func (r *Repository) manifest(ctx context.Context, ref string) (Manifest, error)
 // the tag that stands in for it. It is [blob.ErrNotFound] if there is neither.
 // The digest of the result is computed, not verified.
 // See https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-referrers.
-func (r *Repository) Referrers(ctx context.Context, d digest.Digest) (Manifest, error) {
+func (r *Repository) Referrers(ctx context.Context, d digest.Digest) (blob.Manifest, error) {
 	if err := d.Validate(); err != nil {
-		return Manifest{}, err
+		return blob.Manifest{}, err
 	}
 	m, _, err := r.document(ctx, "referrers/"+d.String())
 	if errors.Is(err, blob.ErrNotFound) {
 		m, err = r.manifest(ctx, referrersTag(d))
 	}
 	if err != nil {
-		return Manifest{}, fmt.Errorf("reading referrers of %s in %s: %w", d, r.name, err)
+		return blob.Manifest{}, fmt.Errorf("reading referrers of %s in %s: %w", d, r.name, err)
 	}
 	return m, nil
 }
 
 // document reads a manifest or something of that kind.
-func (r *Repository) document(ctx context.Context, resource string) (Manifest, http.Header, error) {
+func (r *Repository) document(ctx context.Context, resource string) (blob.Manifest, http.Header, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	accept := []string{
@@ -185,25 +178,25 @@ func (r *Repository) document(ctx context.Context, resource string) (Manifest, h
 	}
 	resp, err := r.get(ctx, resource, http.Header{"Accept": {strings.Join(accept, ", ")}}) //nolint:bodyclose // stream or statusError closes it
 	if err != nil {
-		return Manifest{}, nil, err
+		return blob.Manifest{}, nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return Manifest{}, nil, r.statusError(resp)
+		return blob.Manifest{}, nil, r.statusError(resp)
 	}
 	stream := r.stream(ctx, cancel, resp, unknownLength, "")
 	defer stream.Close() //nolint:errcheck // read only; a broken stream shows in Read
 	body, err := io.ReadAll(io.LimitReader(stream, MaxManifestSize+1))
 	if err != nil {
-		return Manifest{}, nil, err
+		return blob.Manifest{}, nil, err
 	}
 	if len(body) > MaxManifestSize {
-		return Manifest{}, nil, fmt.Errorf("it is larger than %d bytes", MaxManifestSize)
+		return blob.Manifest{}, nil, fmt.Errorf("it is larger than %d bytes", MaxManifestSize)
 	}
 	mediaType, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil {
 		mediaType = "" // the body may say
 	}
-	return Manifest{MediaType: mediaType, Digest: digest.FromBytes(body), Body: body}, resp.Header, nil
+	return blob.Manifest{MediaType: mediaType, Digest: digest.FromBytes(body), Body: body}, resp.Header, nil
 }
 
 // Blob reads a small blob whole and verifies it: a config, an index. A blob of

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ocidir reads OCI image layouts, directories and uncompressed archives of
+// them, and writes the former: github.com/opencontainers/image-spec, image-layout.md.
+//
+// A [Layout] is a blob.Source that any part of a blob can be read from: an archive
+// is not unpacked. It may lie on a stick that is pulled or on a server that is
+// gone. So nothing is kept open between calls, what is not attached is a temporary
+// error, and a call that hangs in the kernel is left behind when its context ends.
+//
+// What a layout holds is hostile: sizes and counts are bounded, no link leads out
+// of its directory. Manifests and small blobs are verified here, ranges of blobs
+// by whoever reads them.
+package ocidir
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/holdfast/holdfast/internal/blob"
+)
+
+// Bounds of what is read.
+const (
+	maxIndex    = 64 << 20 // bytes of index.json
+	MaxManifest = 8 << 20  // bytes of a manifest, as in package registry
+	maxHanging  = 16       // calls that hang in the kernel
+)
+
+// ErrNoLayout means that a path is there and is no OCI layout.
+var ErrNoLayout = errors.New("not an OCI layout, nor an archive of one")
+
+// Layout is an OCI layout that is read: a directory, or an archive. Its methods may
+// be called concurrently.
+type Layout struct {
+	path, name string
+	calls      calls
+
+	mu    sync.Mutex // protects the fields below
+	table *table     // of the archive, as it was last seen
+	index *index     // as it was last seen
+}
+
+var _ blob.Source = (*Layout)(nil)
+
+// New returns the layout at a path, which need not be there yet.
+func New(path string) *Layout {
+	return &Layout{path: path, name: path, calls: make(calls, maxHanging)}
+}
+
+// Path is where the layout is.
+func (l *Layout) Path() string { return l.path }
+
+func (l *Layout) String() string { return l.name }
+
+// index is what index.json said.
+type index struct {
+	id      identity
+	content v1.Index
+	named   map[string]v1.Descriptor
+	// referrers are the manifests about others, by what they are about; nil until
+	// somebody asks.
+	referrers map[digest.Digest][]v1.Descriptor
+}
+
+// Index reads what the layout lists. Callers do not change it.
+func (l *Layout) Index(ctx context.Context) (v1.Index, error) {
+	idx, err := l.readIndex(ctx)
+	if err != nil {
+		return v1.Index{}, fmt.Errorf("reading %s: %w", l, err)
+	}
+	return idx.content, nil
+}
+
+func (l *Layout) readIndex(ctx context.Context) (*index, error) {
+	return await(ctx, l.calls, func() (*index, error) {
+		files, err := l.files()
+		if err != nil {
+			return nil, err
+		}
+		f, err := files.open(v1.ImageIndexFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: it has no %s", ErrNoLayout, v1.ImageIndexFile)
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close() //nolint:errcheck // read only
+		l.mu.Lock()
+		have := l.index
+		l.mu.Unlock()
+		if have != nil && have.id == f.id {
+			return have, nil
+		}
+		body, err := f.whole(maxIndex)
+		if err != nil {
+			return nil, err
+		}
+		idx := &index{id: f.id}
+		if err := json.Unmarshal(body, &idx.content); err != nil {
+			return nil, fmt.Errorf("parsing %s: %w", v1.ImageIndexFile, err)
+		}
+		idx.named = named(idx.content)
+		l.mu.Lock()
+		l.index = idx
+		l.mu.Unlock()
+		return idx, nil
+	}, nil)
+}
+
+// containerdName is how tools of containerd and Docker note the full name of an
+// image: github.com/containerd/containerd, core/images/annotations.go.
+const containerdName = "io.containerd.image.name"
+
+// named finds the manifests that have a full name. Of two with the same name the
+// first counts.
+func named(content v1.Index) map[string]v1.Descriptor {
+	all := map[string]v1.Descriptor{}
+	for _, m := range content.Manifests {
+		for _, key := range []string{containerdName, v1.AnnotationRefName} {
+			if name, ok := FullName(m.Annotations[key]); ok {
+				if _, taken := all[name]; !taken {
+					all[name] = m
+				}
+			}
+		}
+	}
+	return all
+}
+
+// FullName returns a name as references are written, if it says which registry it
+// belongs to: a bare tag, as tools put into layouts, does not.
+func FullName(name string) (string, bool) {
+	ref, err := reference.ParseNamed(name) // fails for what it would have to complete
+	if err != nil {
+		return "", false
+	}
+	return reference.TagNameOnly(ref).String(), true
+}
+
+// Names returns the full names of the images and artifacts in the layout, sorted.
+func (l *Layout) Names(ctx context.Context) ([]string, error) {
+	idx, err := l.readIndex(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", l, err)
+	}
+	names := make([]string, 0, len(idx.named))
+	for name := range idx.named {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Resolve returns the digest of the manifest that a reference names here:
+// [blob.ErrNotFound] if there is none. Of a digest it is not known whether there is
+// anything behind it.
+func (l *Layout) Resolve(ctx context.Context, ref reference.Named) (digest.Digest, error) {
+	if d, ok := ref.(reference.Digested); ok {
+		return d.Digest(), nil
+	}
+	idx, err := l.readIndex(ctx)
+	if err != nil {
+		return "", fmt.Errorf("looking for %s in %s: %w", ref, l, err)
+	}
+	m, ok := idx.named[reference.TagNameOnly(ref).String()]
+	if !ok {
+		return "", fmt.Errorf("looking for %s in %s: %w", ref, l, blob.ErrNotFound)
+	}
+	return m.Digest, nil
+}
+
+// Manifest reads a manifest or an index: by its digest; by its name, a full one or
+// the bare tag that stands for it in this layout; by "" if there is just one.
+func (l *Layout) Manifest(ctx context.Context, name string) (blob.Manifest, error) {
+	d, err := digest.Parse(name)
+	if err != nil {
+		d, err = l.find(ctx, name)
+	}
+	if err != nil {
+		return blob.Manifest{}, fmt.Errorf("reading manifest %q of %s: %w", name, l, err)
+	}
+	body, err := l.whole(ctx, d, MaxManifest)
+	if err != nil {
+		return blob.Manifest{}, fmt.Errorf("reading manifest %s of %s: %w", d, l, err)
+	}
+	return blob.Manifest{MediaType: mediaType(body), Digest: d, Body: body}, nil
+}
+
+// find finds the manifest with a name of this layout.
+func (l *Layout) find(ctx context.Context, name string) (digest.Digest, error) {
+	idx, err := l.readIndex(ctx)
+	if err != nil {
+		return "", err
+	}
+	if full, ok := FullName(name); ok {
+		if m, ok := idx.named[full]; ok {
+			return m.Digest, nil
+		}
+	}
+	var some []v1.Descriptor
+	for _, m := range idx.content.Manifests {
+		if name != "" && m.Annotations[v1.AnnotationRefName] == name {
+			return m.Digest, nil
+		}
+		if m.Annotations[v1.AnnotationRefName] != "" || m.ArtifactType == "" {
+			some = append(some, m)
+		}
+	}
+	switch {
+	case name != "":
+		return "", blob.ErrNotFound
+	case len(some) != 1:
+		return "", fmt.Errorf("it holds %d images; say which one", len(some))
+	}
+	return some[0].Digest, nil
+}
+
+// mediaType is what a manifest says it is, or what it must be by the fields that it
+// has: the field is optional in images of OCI.
+func mediaType(body []byte) string {
+	var m struct {
+		MediaType string          `json:"mediaType"`
+		Manifests json.RawMessage `json:"manifests"`
+		Config    json.RawMessage `json:"config"`
+	}
+	switch err := json.Unmarshal(body, &m); {
+	case err != nil:
+		return ""
+	case m.MediaType != "":
+		return m.MediaType
+	case m.Manifests != nil:
+		return v1.MediaTypeImageIndex
+	case m.Config != nil:
+		return v1.MediaTypeImageManifest
+	}
+	return ""
+}
+
+// Blob reads a small blob whole and verifies it. A blob of more than limit bytes is
+// an error, one that is not what its digest says is [blob.ErrCorrupt].
+func (l *Layout) Blob(ctx context.Context, desc blob.Descriptor, limit int64) ([]byte, error) {
+	if desc.Size > limit {
+		return nil, fmt.Errorf("reading blob %s: its %d bytes are more than %d", desc.Digest, desc.Size, limit)
+	}
+	body, err := l.whole(ctx, desc.Digest, limit)
+	if err == nil && int64(len(body)) != desc.Size {
+		err = fmt.Errorf("it has %d bytes, not %d: %w", len(body), desc.Size, blob.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading blob %s of %s: %w", desc.Digest, l, err)
+	}
+	return body, nil
+}
+
+// whole reads a small blob and verifies it.
+func (l *Layout) whole(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	name, err := blobPath(d)
+	if err != nil {
+		return nil, err
+	}
+	body, err := await(ctx, l.calls, func() ([]byte, error) {
+		f, err := l.open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close() //nolint:errcheck // read only
+		return f.whole(limit)
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if got := d.Algorithm().FromBytes(body); got != d {
+		return nil, fmt.Errorf("it has digest %s: %w", got, blob.ErrCorrupt)
+	}
+	return body, nil
+}
+
+// Stat returns the size of a blob in bytes: [blob.ErrNotFound] if it is not here.
+func (l *Layout) Stat(ctx context.Context, d digest.Digest) (int64, error) {
+	name, err := blobPath(d)
+	if err != nil {
+		return 0, err
+	}
+	size, err := await(ctx, l.calls, func() (int64, error) {
+		f, err := l.open(name)
+		if err != nil {
+			return 0, err
+		}
+		return f.id.size, f.Close()
+	}, nil)
+	if err != nil {
+		return 0, fmt.Errorf("looking for blob %s in %s: %w", d, l, err)
+	}
+	return size, nil
+}
+
+// Open returns a range of a blob, as blob.Source tells.
+func (l *Layout) Open(ctx context.Context, desc blob.Descriptor, offset, length int64) (io.ReadCloser, error) {
+	if err := desc.CheckRange(offset, length); err != nil {
+		return nil, err
+	}
+	if length == 0 {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	name, err := blobPath(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	f, err := await(ctx, l.calls, func() (*file, error) { return l.open(name) }, (*file).drop)
+	if err == nil && f.id.size != desc.Size {
+		err = errors.Join(fmt.Errorf("it has %d bytes, not %d: %w", f.id.size, desc.Size, blob.ErrCorrupt), f.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening blob %s in %s: %w", desc.Digest, l, err)
+	}
+	return &reader{ctx: ctx, calls: l.calls, file: f, at: offset, end: offset + length}, nil
+}
+
+// open opens a blob. What is missing in a layout that is there is not found; if the
+// layout itself is not there, that may go away. It may hang.
+func (l *Layout) open(name string) (*file, error) {
+	files, err := l.files()
+	if err != nil {
+		return nil, err
+	}
+	f, err := files.open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		there, missing := files.open(v1.ImageIndexFile)
+		if missing != nil {
+			return nil, blob.Temporary(fmt.Errorf("it is not attached: %w", missing))
+		}
+		return nil, errors.Join(blob.ErrNotFound, there.Close())
+	}
+	return f, err
+}
+
+// blobPath is where a layout has a blob.
+func blobPath(d digest.Digest) (string, error) {
+	if err := d.Validate(); err != nil {
+		return "", fmt.Errorf("digest %q: %w", d, err)
+	}
+	return path.Join(v1.ImageBlobsDir, d.Algorithm().String(), d.Encoded()), nil
+}
+
+// SplitTag splits a full name into repository and tag; not ok if it has a digest
+// instead.
+func SplitTag(name string) (repository, tag string, ok bool) {
+	ref, err := reference.ParseNamed(name)
+	if err != nil {
+		return "", "", false
+	}
+	tagged, ok := ref.(reference.NamedTagged)
+	if !ok {
+		return "", "", false
+	}
+	return tagged.Name(), tagged.Tag(), true
+}
