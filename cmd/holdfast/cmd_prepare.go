@@ -16,15 +16,20 @@ import (
 )
 
 func newPrepareCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var offline bool
+	cmd := &cobra.Command{
 		Use:   "prepare REFERENCE",
 		Short: "Make an image's layers available before they are downloaded",
 		Long: `Make an image's layers available to the runtimes of this machine, and say for
 each whether it is lazy (its content comes when it is read), fetched, or left to
 the runtime, and why. Credentials are those of podman login.
+
+The image is looked for in the sources of the configuration, in their order. With
+--offline only attached OCI layouts are, and what they do not have is named.
 ` + exitCodes,
 		Example: `  holdfast prepare quay.io/models/llama:8b
-  podman run quay.io/models/llama:8b`,
+  podman run quay.io/models/llama:8b
+  holdfast prepare --offline quay.io/models/llama:8b   # from a stick, say`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
@@ -32,7 +37,7 @@ the runtime, and why. Credentials are those of podman login.
 				return err
 			}
 			bars := g.bars()
-			res, err := client.Prepare(cmd.Context(), control.PrepareRequest{Reference: a[0]}, func(e prepare.Event) {
+			res, err := client.Prepare(cmd.Context(), control.PrepareRequest{Reference: a[0], Offline: offline}, func(e prepare.Event) {
 				bars.show(e.Layer, e.Done, e.Total)
 			})
 			bars.stop()
@@ -42,6 +47,8 @@ the runtime, and why. Credentials are those of podman login.
 			return g.print(cmd.OutOrStdout(), res, func() error { return printResult(cmd.OutOrStdout(), res) })
 		},
 	}
+	cmd.Flags().BoolVar(&offline, "offline", false, "ask no registry: only OCI layouts among the sources")
+	return cmd
 }
 
 func printResult(w io.Writer, res *prepare.Result) error {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/refpattern"
+	"github.com/holdfast/holdfast/internal/sources"
 )
 
 // DefaultPath is where the daemon's settings are looked for.
@@ -68,6 +70,11 @@ type Config struct {
 	AuthFiles                []string `toml:"auth_files"`
 	CredentialProviderConfig string   `toml:"credential_provider_config"`
 	CredentialProviderBinDir string   `toml:"credential_provider_bin_dir"`
+
+	Sources        []sources.Place `toml:"sources"`
+	TrustedSources []sources.Place `toml:"trusted_sources"`
+	SourceRegistry string          `toml:"source_registry"`
+	Offline        bool            `toml:"offline"`
 
 	Index Index `toml:"index"`
 }
@@ -234,6 +241,9 @@ func (c *Config) Validate() error {
 	if err := c.validateCredentials(); err != nil {
 		return err
 	}
+	if err := c.validateSources(); err != nil {
+		return err
+	}
 	if err := c.Trusted.Validate(); err != nil {
 		return fmt.Errorf("trusted: %w", err)
 	}
@@ -293,6 +303,30 @@ func ValidatePlace(p index.Place) error {
 		}
 	}
 	return fmt.Errorf(`%q: want "registry", the path of a directory, or docker://HOST/REPOSITORY without a tag`, p)
+}
+
+func (c *Config) validateSources() error {
+	seen := map[sources.Place]bool{}
+	for _, p := range c.Sources {
+		if seen[p] {
+			return fmt.Errorf("sources: %q is there twice", p)
+		}
+		seen[p] = true
+	}
+	for _, p := range c.TrustedSources {
+		if _, ok := p.Path(); !ok || !seen[p] {
+			return fmt.Errorf("trusted_sources: %q: want one of the OCI layouts in sources", p)
+		}
+	}
+	if c.SourceRegistry == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.SourceRegistry)
+	ip := net.ParseIP(host)
+	if n, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || n == 0 || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("source_registry = %q: want a loopback address with a port, such as 127.0.0.1:5117, or nothing", c.SourceRegistry)
+	}
+	return nil
 }
 
 func (c *Config) validateCredentials() error {

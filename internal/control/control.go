@@ -34,6 +34,8 @@ type PrepareRequest struct {
 	// Hook means that a runtime waits: the daemon logs the outcome, since the
 	// runtime drops what its hook prints.
 	Hook bool `json:"hook,omitempty"`
+	// Offline means that no registry is asked for anything.
+	Offline bool `json:"offline,omitempty"`
 }
 
 // Credentials are a user's for the registry of the reference, with the fields

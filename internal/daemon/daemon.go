@@ -32,6 +32,7 @@ import (
 	"github.com/holdfast/holdfast/internal/mount"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/rootsocket"
+	"github.com/holdfast/holdfast/internal/sources"
 )
 
 // Version is set when a release is built.
@@ -50,6 +51,7 @@ type Daemon struct {
 	layers   *layer.Set
 	store    *imagestore.Store
 	preparer *prepare.Preparer
+	sources  *sources.Set
 	registry *registry.Client
 	filler   *fill.Filler
 	disabled error // why nothing is published
@@ -173,6 +175,10 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	if err != nil {
 		return err
 	}
+	if d.cfg.Offline {
+		finder = finder.Offline()
+	}
+	d.sources = sources.New(d.sourcesConfig())
 	profiles, err := d.profiles()
 	if err != nil {
 		return err
@@ -189,7 +195,7 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 			RuntimeRoots:  d.cfg.RuntimeRoots,
 			Grace:         time.Duration(d.cfg.GCGrace),
 		},
-		Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
+		Sources: d.sources, Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
 		Images: filepath.Join(d.cfg.Root, "images"), Profiles: profiles, Logger: d.log,
 	})
 	if err != nil {

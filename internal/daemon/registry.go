@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/credentials"
 	"github.com/holdfast/holdfast/internal/indexes"
+	"github.com/holdfast/holdfast/internal/sources"
 )
 
 // RegistryConfig takes registries and the node's own credentials from where CRI-O,
@@ -35,5 +36,13 @@ func IndexConfig(cfg config.Config, client *registry.Client, log *slog.Logger) i
 		Own: filepath.Join(cfg.Root, "indexes"), Limit: indexes.OwnLimit,
 		Look: cfg.Index.Stores, Publish: cfg.Index.Publish,
 		Registry: client, Logger: log, Tool: "holdfast/" + Version,
+	}
+}
+
+// sourcesConfig is where images are looked for.
+func (d *Daemon) sourcesConfig() sources.Config {
+	return sources.Config{
+		Places: d.cfg.Sources, Trusted: d.cfg.TrustedSources, Offline: d.cfg.Offline,
+		Registry: d.registry, Loopback: d.cfg.SourceRegistry,
 	}
 }

@@ -27,7 +27,7 @@ func (d *Daemon) Prepare(ctx context.Context, req control.PrepareRequest, progre
 	if d.disabled != nil {
 		return nil, fmt.Errorf("nothing is published: %w", d.disabled)
 	}
-	p := prepare.Request{Reference: ref, Progress: progress}
+	p := prepare.Request{Reference: ref, Offline: req.Offline, Progress: progress}
 	if c := req.Credentials; c != nil && *c != (control.Credentials{}) {
 		p.Credentials = &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}
 	}

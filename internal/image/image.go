@@ -84,7 +84,7 @@ func Load(ctx context.Context, from Reader, tagOrDigest string, p Platform) (*Im
 		return nil, fmt.Errorf("fetching manifest: %w", err)
 	}
 	if types.MediaType(m.MediaType).IsIndex() {
-		d, err := p.choose(m.Body)
+		d, err := p.Choose(m.Body)
 		if err != nil {
 			return nil, err
 		}
@@ -161,9 +161,9 @@ func (p Platform) String() string {
 	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
 }
 
-// choose finds the platform's manifest in an image index: the first that matches,
+// Choose finds the platform's manifest in an image index: the first that matches,
 // as runtimes do.
-func (p Platform) choose(body []byte) (digest.Digest, error) {
+func (p Platform) Choose(body []byte) (digest.Digest, error) {
 	var idx v1.Index
 	if err := json.Unmarshal(body, &idx); err != nil {
 		return "", fmt.Errorf("parsing image index: %w", err)

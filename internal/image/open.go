@@ -63,10 +63,13 @@ func (o *Opened) Close() error {
 func Sources(repositories []*registry.Repository) []blob.Source {
 	all := make([]blob.Source, len(repositories))
 	for i, r := range repositories {
-		all[i] = retry.New(r, patience(len(repositories)))
+		all[i] = Patient(r, len(repositories))
 	}
 	return all
 }
+
+// Patient makes a repository, one of so many sources, patient.
+func Patient(r *registry.Repository, sources int) blob.Source { return retry.New(r, patience(sources)) }
 
 // patience is how often one of so many sources is asked again. A reader waits
 // meanwhile; where there are others they are the better choice.

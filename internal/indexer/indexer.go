@@ -46,10 +46,10 @@ type Layer struct {
 
 // places are where the indexes of the image may be.
 func (x *Indexer) places() *indexes.Image {
-	if len(x.Image.Repositories) == 0 {
-		return x.Finder.Image(nil, x.Image.Image)
+	if x.Image.Layout != nil {
+		return x.Finder.Image(x.Image.Image, x.Image.Layout)
 	}
-	return x.Finder.Image(x.Image.Repositories[0], x.Image.Image)
+	return x.Finder.Image(x.Image.Image, x.Image.Repositories[0])
 }
 
 // layers are the image's layers, each once.

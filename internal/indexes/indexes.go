@@ -72,6 +72,21 @@ func New(c Config) (*Finder, error) {
 	return &Finder{Config: c, own: indexstore.NewDir(c.Own), said: map[string]bool{}}, nil
 }
 
+// Offline returns a Finder that leaves out repositories.
+func (f *Finder) Offline() *Finder {
+	c := f.Config
+	local := func(places []index.Place) (dirs []index.Place) {
+		for _, p := range places {
+			if !strings.HasPrefix(string(p), index.RepositoryPlace) {
+				dirs = append(dirs, p)
+			}
+		}
+		return dirs
+	}
+	c.Look, c.Publish = local(c.Look), local(c.Publish)
+	return &Finder{Config: c, own: f.own, said: map[string]bool{}}
+}
+
 // Looks reports whether indexes are looked for anywhere but on this node.
 func (f *Finder) Looks() bool { return len(f.Look) > 0 }
 
@@ -110,16 +125,24 @@ type Place struct {
 	Trust index.Trust
 }
 
-// Image returns the places for an image that was read from repo; nil is one that is
-// in no registry.
-func (f *Finder) Image(repo *registry.Repository, img *image.Image) *Image {
-	subject := indexstore.Subject{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest, Size: img.Manifest.Size}
-	i := &Image{f: f, repo: repo, subject: subject}
-	if img.Bound != "" && repo != nil {
-		i.look = append(i.look, Place{indexstore.NewImage(repo, subject, img.Bound), index.Bound})
+// Image returns the places for an image. The readers are where it is itself, in the
+// order in which to ask them; what is published goes to the first of them that is a
+// repository.
+func (f *Finder) Image(img *image.Image, readers ...indexstore.Reader) *Image {
+	i := &Image{f: f, subject: indexstore.Subject{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest, Size: img.Manifest.Size}}
+	for _, r := range readers {
+		if repo, ok := r.(*registry.Repository); ok && i.repo == nil {
+			i.repo = repo
+		}
+		if img.Bound != "" {
+			i.look = append(i.look, Place{indexstore.NewImage(r, i.subject, img.Bound), index.Bound})
+		}
 	}
 	for _, p := range f.Look {
-		if repo == nil && p == index.RegistryPlace {
+		if p == index.RegistryPlace {
+			for _, r := range readers {
+				i.look = append(i.look, Place{indexstore.NewImage(r, i.subject, ""), index.Found})
+			}
 			continue
 		}
 		if place, err := i.Open(p); err != nil {
@@ -131,7 +154,7 @@ func (f *Finder) Image(repo *registry.Repository, img *image.Image) *Image {
 	return i
 }
 
-// Open opens a place of the configuration.
+// Open opens a place of the configuration to publish to it.
 func (i *Image) Open(p index.Place) (indexstore.Place, error) {
 	name, ok := strings.CutPrefix(string(p), index.RepositoryPlace)
 	switch {

@@ -21,13 +21,13 @@ import (
 // maxTried bounds how many manifests are looked at until one can be used.
 const maxTried = 4
 
-// Image is the repository of an image as the place of what is known about it: in
+// Image is where an image is, its repository or an OCI layout, as the place of what is known about it: in
 // manifests that refer to the image's, as SOCI has it.
 //
 // It is for one image at one time: it asks once, and keeps what it has found or
 // not found, whatever is published afterwards.
 type Image struct {
-	repo      *registry.Repository
+	from      Reader
 	subject   Subject
 	bound     digest.Digest
 	referrers memo[[]descriptor]
@@ -36,15 +36,28 @@ type Image struct {
 
 var _ Place = (*Image)(nil)
 
-// NewImage returns the place of the image with the given manifest. bound, if it is
+// Reader is where manifests and blobs are read from: a repository, an OCI layout.
+type Reader interface {
+	blob.Source
+	Manifest(ctx context.Context, tagOrDigest string) (blob.Manifest, error)
+	Referrers(ctx context.Context, d digest.Digest) (blob.Manifest, error)
+}
+
+// NewImage returns the place of the image with the given manifest, which is read
+// from there. bound, if it is
 // not empty, is the digest of a SOCI index that the manifest itself names (SOCI
 // calls that version 2): documents about layers then come from there alone, and
 // are as good as the manifest.
-func NewImage(repo *registry.Repository, subject Subject, bound digest.Digest) *Image {
-	return &Image{repo: repo, subject: subject, bound: bound}
+func NewImage(from Reader, subject Subject, bound digest.Digest) *Image {
+	return &Image{from: from, subject: subject, bound: bound}
 }
 
-func (i *Image) String() string { return "registry " + i.repo.Name() }
+func (i *Image) String() string {
+	if r, ok := i.from.(*registry.Repository); ok {
+		return "registry " + r.Name()
+	}
+	return i.from.String()
+}
 
 // Fetch copies a document about the image or one of its layers, as Place tells.
 func (i *Image) Fetch(ctx context.Context, subject digest.Digest, kind Kind, limit int64, w io.Writer) error {
@@ -73,7 +86,7 @@ func (i *Image) Fetch(ctx context.Context, subject digest.Digest, kind Kind, lim
 	if !ok {
 		return notExist(i, subject, kind, nil)
 	}
-	err = copyBlob(ctx, i.repo, desc, limit, w)
+	err = copyBlob(ctx, i.from, desc, limit, w)
 	if errors.Is(err, blob.ErrNotFound) {
 		return notExist(i, subject, kind, err)
 	}
@@ -121,7 +134,7 @@ func (i *Image) look(ctx context.Context, artifactType string) (*manifest, error
 
 // list returns what refers to the image and may be of use.
 func (i *Image) list(ctx context.Context) ([]descriptor, error) {
-	index, err := i.repo.Referrers(ctx, i.subject.Digest)
+	index, err := i.from.Referrers(ctx, i.subject.Digest)
 	if errors.Is(err, blob.ErrNotFound) {
 		return nil, nil
 	}
@@ -135,7 +148,7 @@ func (i *Image) read(ctx context.Context, d digest.Digest) (*manifest, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("manifest %q: %w", shorten(d), err)
 	}
-	m, err := i.repo.Manifest(ctx, d.String())
+	m, err := i.from.Manifest(ctx, d.String())
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +166,11 @@ func (i *Image) Publish(ctx context.Context, p Publication) error {
 	if _, err := i.PublishIndex(ctx, p); err != nil {
 		return err
 	}
-	if err := pushProfile(ctx, i.repo, p, i.descriptor(), ""); err != nil {
+	repo, err := i.repository()
+	if err == nil {
+		err = pushProfile(ctx, repo, p, i.descriptor(), "")
+	}
+	if err != nil {
 		return fmt.Errorf("publishing the profile of %s: %w", i.subject.Digest, err)
 	}
 	return nil
@@ -174,7 +191,11 @@ func (i *Image) PublishIndex(ctx context.Context, p Publication) (digest.Digest,
 }
 
 func (i *Image) publishIndex(ctx context.Context, p Publication) (digest.Digest, error) {
-	list, err := pushLayers(ctx, i.repo, p.Layers)
+	repo, err := i.repository()
+	if err != nil {
+		return "", err
+	}
+	list, err := pushLayers(ctx, repo, p.Layers)
 	if err != nil || len(list) == 0 {
 		return "", err
 	}
@@ -188,11 +209,19 @@ func (i *Image) publishIndex(ctx context.Context, p Publication) (digest.Digest,
 	}
 	// Not from what is kept: it may have been published since. An error is no reason
 	// not to publish.
-	have, err := NewImage(i.repo, i.subject, "").look(ctx, sociIndexV1)
+	have, err := NewImage(i.from, i.subject, "").look(ctx, sociIndexV1)
 	if err == nil && have != nil && maps.Equal(have.documents, ours.documents) {
 		return have.digest, nil
 	}
-	return pushManifest(ctx, i.repo, body, "")
+	return pushManifest(ctx, repo, body, "")
+}
+
+// repository is where to publish to.
+func (i *Image) repository() (*registry.Repository, error) {
+	if r, ok := i.from.(*registry.Repository); ok {
+		return r, nil
+	}
+	return nil, fmt.Errorf("%s is no registry", i.from)
 }
 
 // descriptor is what refers to the image.

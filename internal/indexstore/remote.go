@@ -17,7 +17,7 @@ import (
 )
 
 // copyBlob copies a blob of at most limit bytes to w, and verifies it.
-func copyBlob(ctx context.Context, repo *registry.Repository, desc blob.Descriptor, limit int64, w io.Writer) error {
+func copyBlob(ctx context.Context, repo blob.Source, desc blob.Descriptor, limit int64, w io.Writer) error {
 	if desc.Size > limit {
 		return fmt.Errorf("blob %s in %s has %d bytes, more than %d", desc.Digest, repo, desc.Size, limit)
 	}

@@ -141,7 +141,8 @@ func TestPublishedEarly(t *testing.T) {
 		_, err := n.Prepare(ctx, prepare.Request{Reference: parse(t, ref)})
 		ended <- err
 	}()
-	eventually(t, func() bool { return len(n.records(t)) == 1 })
+	// The record is written a moment before its directory is there.
+	eventually(t, func() bool { return len(n.records(t)) == 1 && exists(t, filepath.Join(n.store.Root(), "overlay", "*", "diff")) })
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)

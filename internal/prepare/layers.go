@@ -48,7 +48,7 @@ func (p *Preparer) prepareLayers(ctx context.Context, img *resolved, plans []*pl
 // record for any image that names its digest.
 func (p *Preparer) prepareLayer(ctx context.Context, img *resolved, l *plan, progress func(Event)) error {
 	key := l.Digest.String()
-	trusted := p.policy.Trusted.Match(img.ref)
+	trusted := img.trusted
 	if !trusted {
 		key += " verified" // not to be had by joining a caller who trusts
 	}

@@ -33,6 +33,7 @@ import (
 	"github.com/holdfast/holdfast/internal/layer/layertest"
 	"github.com/holdfast/holdfast/internal/mount"
 	"github.com/holdfast/holdfast/internal/prepare"
+	"github.com/holdfast/holdfast/internal/sources"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/internal/testregistry"
 )
@@ -53,6 +54,8 @@ type node struct {
 	log    *logs
 	policy prepare.Policy
 	memory *os.File // of credentials, from one start to the next; may be nil
+	// places are the sources, the registry alone if there is none; trusted those of them that are.
+	places, trusted []sources.Place
 	// look and publish are places of indexes.
 	look, publish []index.Place
 	// profiles that the node records and finds; zero: none.
@@ -169,9 +172,13 @@ func (n *node) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	places := n.places
+	if places == nil {
+		places = []sources.Place{sources.Registry}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.Preparer, err = prepare.New(ctx, prepare.Config{
-		Policy: n.policy, Registry: client, Layers: n.layers, Store: n.store, Kept: kept,
+		Policy: n.policy, Registry: client, Sources: sources.New(sources.Config{Places: places, Trusted: n.trusted, Registry: client}), Layers: n.layers, Store: n.store, Kept: kept,
 		Images: filepath.Join(n.dir, "images"), Indexes: finder, Profiles: n.profiles, Logger: log,
 	})
 	if err != nil {

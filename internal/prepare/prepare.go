@@ -21,13 +21,13 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/credentials"
-	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/refpattern"
 	"github.com/holdfast/holdfast/internal/shared"
+	"github.com/holdfast/holdfast/internal/sources"
 )
 
 // Policy says what is prepared and how.
@@ -56,7 +56,10 @@ type Policy struct {
 
 // Config is what a Preparer works with.
 type Config struct {
-	Policy   Policy
+	Policy Policy
+	// Sources says where images are looked for; Registry is where profiles are
+	// published.
+	Sources  *sources.Set
 	Registry *registry.Client
 	Layers   *layer.Set
 	Store    *imagestore.Store
@@ -74,6 +77,7 @@ type Config struct {
 // Preparer prepares images. Its methods may be called concurrently.
 type Preparer struct {
 	policy   Policy
+	sources  *sources.Set
 	registry *registry.Client
 	layers   *layer.Set
 	store    *imagestore.Store
@@ -100,7 +104,7 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 		return nil, err
 	}
 	p := &Preparer{
-		policy: c.Policy, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
+		policy: c.Policy, sources: c.Sources, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
 		indexes: c.Indexes, images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
 		profiles: c.Profiles,
 	}
@@ -174,6 +178,8 @@ type Request struct {
 	Reference reference.Named // with tag or digest
 	// Credentials for the reference's own registry; nil if none were given.
 	Credentials *registry.Credentials
+	// Offline leaves out registries: what attached layouts do not have is missing.
+	Offline bool
 	// Progress is called, one call at a time, while layers are fetched; may be nil.
 	// Who joins a preparation that is under way gets no events.
 	Progress func(Event)
@@ -191,7 +197,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	progress, stop := untilStopped(req.Progress)
 	defer stop() // others may go on with what this caller began
 	req.Progress = progress
-	key := fmt.Sprintf("%s %v", ref, credentialsKey(req.Credentials))
+	key := fmt.Sprintf("%s %v %t", ref, credentialsKey(req.Credentials), req.Offline)
 	res, err := p.preparing.Do(ctx, key, func(ctx context.Context) (*Result, error) {
 		w := newWatchdog(ctx, p.policy.StallTimeout)
 		defer w.stop()
@@ -206,10 +212,10 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 }
 
 func (p *Preparer) prepare(ctx context.Context, ref reference.Named, req Request, w *watchdog) (*Result, error) {
-	if res, ok := p.prepared(ctx, ref, req.Credentials); ok {
+	if res, ok := p.prepared(ctx, ref, req); ok {
 		return res, nil
 	}
-	img, err := p.resolve(ctx, ref, req.Credentials)
+	img, err := p.resolve(ctx, ref, req)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +282,7 @@ func (p *Preparer) forget(references ...string) {
 
 // prepared answers for an image that has been prepared under the digest that the
 // reference names, without a network. A tag may have moved.
-func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *registry.Credentials) (*Result, bool) {
+func (p *Preparer) prepared(ctx context.Context, ref reference.Named, req Request) (*Result, bool) {
 	byDigest, ok := ref.(reference.Digested)
 	if !ok {
 		return nil, false
@@ -290,7 +296,7 @@ func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *reg
 	if err != nil {
 		return nil, false
 	}
-	endpoints, err := p.registry.Endpoints(ref, creds)
+	origins, err := p.sources.Origins(ref, req.Credentials, req.Offline)
 	if err != nil {
 		return nil, false
 	}
@@ -305,14 +311,14 @@ func (p *Preparer) prepared(ctx context.Context, ref reference.Named, creds *reg
 		if !ok || have.Verdict().Err() != nil {
 			return nil, false
 		}
-		have.Device().AddSources(image.Sources(endpoints))
+		have.Device().AddSources(sources.Sources(origins))
 	}
 	if err := p.images.touch(img); err != nil {
 		return nil, false // it may be collected before the runtime has it
 	}
 	for _, name := range img.References {
 		if named, err := reference.ParseNormalizedNamed(name); err == nil && named.Name() == ref.Name() {
-			p.keep(name, creds)
+			p.keep(name, req.Credentials)
 		}
 	}
 	return &Result{Reference: ref.String(), Digest: img.Digest, Layers: img.Layers}, true

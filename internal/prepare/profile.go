@@ -221,7 +221,7 @@ func (p *Preparer) publishProfile(ctx context.Context, name string, document []b
 		m, err := repo.Manifest(ctx, img.Digest.String())
 		if err == nil {
 			described := &image.Image{Manifest: v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))}}
-			return p.indexes.Image(repo, described).PublishProfile(ctx, document)
+			return p.indexes.Image(described, repo).PublishProfile(ctx, document)
 		}
 		failed = errors.Join(failed, err)
 	}

@@ -11,7 +11,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
-	"github.com/holdfast/holdfast/internal/image"
+	"github.com/holdfast/holdfast/internal/sources"
 )
 
 // RestoreSources gives the layers of prepared images the places that the images
@@ -100,14 +100,14 @@ func (p *Preparer) restoreSources(img Image) {
 		if c, ok := p.kept.Get(name); ok {
 			creds = &c
 		}
-		endpoints, err := p.registry.Endpoints(ref, creds)
+		origins, err := p.sources.Origins(ref, creds, false)
 		if err != nil {
 			p.log.Warn("restoring sources", "image", name, "err", err)
 			continue
 		}
 		for _, l := range img.Layers {
 			if have, ok := p.layers.Get(l.Digest); ok {
-				have.Device().AddSources(image.Sources(endpoints))
+				have.Device().AddSources(sources.Sources(origins))
 			}
 		}
 	}

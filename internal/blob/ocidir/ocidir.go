@@ -171,15 +171,28 @@ func (l *Layout) Resolve(ctx context.Context, ref reference.Named) (digest.Diges
 	if d, ok := ref.(reference.Digested); ok {
 		return d.Digest(), nil
 	}
+	m, err := l.Listed(ctx, ref)
+	return m.Digest, err
+}
+
+// Listed returns what index.json lists for a reference: [blob.ErrNotFound] if there
+// is nothing.
+func (l *Layout) Listed(ctx context.Context, ref reference.Named) (v1.Descriptor, error) {
 	idx, err := l.readIndex(ctx)
 	if err != nil {
-		return "", fmt.Errorf("looking for %s in %s: %w", ref, l, err)
+		return v1.Descriptor{}, fmt.Errorf("looking for %s in %s: %w", ref, l, err)
 	}
-	m, ok := idx.named[reference.TagNameOnly(ref).String()]
-	if !ok {
-		return "", fmt.Errorf("looking for %s in %s: %w", ref, l, blob.ErrNotFound)
+	if m, ok := idx.named[reference.TagNameOnly(ref).String()]; ok {
+		return m, nil
 	}
-	return m.Digest, nil
+	if d, ok := ref.(reference.Digested); ok {
+		for _, m := range idx.content.Manifests {
+			if m.Digest == d.Digest() {
+				return m, nil
+			}
+		}
+	}
+	return v1.Descriptor{}, fmt.Errorf("looking for %s in %s: %w", ref, l, blob.ErrNotFound)
 }
 
 // Manifest reads a manifest or an index: by its digest; by its name, a full one or

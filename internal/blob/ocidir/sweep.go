@@ -56,10 +56,10 @@ func IsManifest(mediaType string) bool {
 	return false
 }
 
-// reachable returns everything that index.json leads to. A manifest within an index
-// may be missing, since not every layout has all platforms; any other one that
-// cannot be read is an error.
-func (l *Layout) reachable(ctx context.Context) (map[digest.Digest]bool, error) {
+// Reachable returns everything that the entries of index.json for which start is true
+// lead to. A manifest within an index may be missing, since not every layout has all
+// platforms; any other one that cannot be read is an error.
+func (l *Layout) Reachable(ctx context.Context, start func(v1.Descriptor) bool) (map[digest.Digest]bool, error) {
 	idx, err := l.Index(ctx)
 	if err != nil {
 		return nil, err
@@ -71,7 +71,9 @@ func (l *Layout) reachable(ctx context.Context) (map[digest.Digest]bool, error) 
 	}
 	var todo []step
 	for _, m := range idx.Manifests {
-		todo = append(todo, step{m, true})
+		if start(m) {
+			todo = append(todo, step{m, true})
+		}
 	}
 	for len(todo) > 0 {
 		next := todo[len(todo)-1]
@@ -107,7 +109,7 @@ func (l *Layout) reachable(ctx context.Context) (map[digest.Digest]bool, error) 
 // Sweep removes the blobs that index.json does not lead to, and returns how many
 // bytes they had. If anything listed cannot be read, all stay.
 func (w *Writer) Sweep(ctx context.Context) (freed int64, err error) {
-	keep, err := w.reachable(ctx)
+	keep, err := w.Reachable(ctx, func(v1.Descriptor) bool { return true })
 	if err != nil {
 		return 0, fmt.Errorf("removing what is not needed in %s: %w", w, err)
 	}

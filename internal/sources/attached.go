@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sources
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/ocidir"
+	"github.com/holdfast/holdfast/internal/image"
+)
+
+// attached returns the layouts in their order, without those that did not answer
+// lately.
+func (s *Set) attached() []*ocidir.Layout {
+	var all []*ocidir.Layout
+	for _, p := range s.config.Places {
+		if l := s.layouts[p]; l != nil && !s.resting(p) {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+// shows reports whether a layout's blob may be shown to every user of the node: all
+// but those of pinned images that needed credentials.
+func (s *Set) shows(ctx context.Context, l *ocidir.Layout, d digest.Digest) bool {
+	if l != s.pins {
+		return true
+	}
+	public, err := l.Reachable(ctx, func(m v1.Descriptor) bool { return m.Annotations[PrivateAnnotation] == "" })
+	return err == nil && public[d]
+}
+
+// Repositories returns the full names of the repositories that have images in the
+// attached layouts, sorted. Layouts that are not there have none.
+func (s *Set) Repositories(ctx context.Context) []string {
+	var all []string
+	for _, l := range s.attached() {
+		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+		names, _ := l.Names(asking)
+		for _, name := range names {
+			ref, err := reference.ParseNamed(name)
+			if err != nil {
+				continue
+			}
+			if d, err := l.Resolve(asking, ref); err == nil && s.shows(asking, l, d) {
+				all = append(all, ref.Name())
+			}
+		}
+		cancel()
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// Manifest reads a manifest by tag or digest out of the attached layouts. Whoever
+// has a manifest from here will ask for all else here, too. So one of an image that
+// is not whole is not found, nor is an index without a whole image for this machine:
+// the caller then turns to the registry.
+func (s *Set) Manifest(ctx context.Context, repository, tagOrDigest string) (blob.Manifest, error) {
+	ref, err := named(repository, tagOrDigest)
+	if err != nil {
+		return blob.Manifest{}, fmt.Errorf("%w: %w", err, blob.ErrNotFound)
+	}
+	for _, l := range s.attached() {
+		m, err := s.manifest(ctx, l, ref)
+		if err == nil {
+			return m, nil
+		}
+		if ctx.Err() != nil {
+			return blob.Manifest{}, context.Cause(ctx)
+		}
+	}
+	return blob.Manifest{}, fmt.Errorf("%s is in none of the attached layouts: %w", ref, blob.ErrNotFound)
+}
+
+func (s *Set) manifest(ctx context.Context, l *ocidir.Layout, ref reference.Named) (blob.Manifest, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+	defer cancel()
+	d, err := l.Resolve(ctx, ref)
+	if err == nil && !s.shows(ctx, l, d) {
+		err = blob.ErrNotFound
+	}
+	if err != nil {
+		return blob.Manifest{}, err
+	}
+	m, err := l.Manifest(ctx, d.String())
+	if err != nil {
+		return blob.Manifest{}, err
+	}
+	whole := m
+	if types.MediaType(m.MediaType).IsIndex() {
+		mine, err := image.Machine().Choose(m.Body)
+		if err != nil {
+			return blob.Manifest{}, err
+		}
+		if whole, err = l.Manifest(ctx, mine.String()); err != nil {
+			return blob.Manifest{}, err
+		}
+	}
+	_, blobs, err := ocidir.Children(whole)
+	if err != nil {
+		return blob.Manifest{}, err
+	}
+	for _, b := range blobs {
+		if _, _, err := s.Blob(ctx, ref.Name(), b.Digest); err != nil {
+			return blob.Manifest{}, err
+		}
+	}
+	return m, nil
+}
+
+func named(repository, tagOrDigest string) (reference.Named, error) {
+	name, err := reference.ParseNamed(repository)
+	if err != nil {
+		return nil, fmt.Errorf("repository %q: %w", repository, err)
+	}
+	if d, err := digest.Parse(tagOrDigest); err == nil {
+		return reference.WithDigest(name, d)
+	}
+	return reference.WithTag(name, tagOrDigest)
+}
+
+// Blob finds a blob in the attached layouts.
+func (s *Set) Blob(ctx context.Context, _ string, d digest.Digest) (blob.Descriptor, blob.Source, error) {
+	for _, l := range s.attached() {
+		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+		size, err := l.Stat(asking, d)
+		if err == nil && !s.shows(asking, l, d) {
+			err = blob.ErrNotFound
+		}
+		cancel()
+		if err == nil {
+			return blob.Descriptor{Digest: d, Size: size}, l, nil
+		}
+		if ctx.Err() != nil {
+			return blob.Descriptor{}, nil, context.Cause(ctx)
+		}
+	}
+	return blob.Descriptor{}, nil, fmt.Errorf("blob %s is in none of the attached layouts: %w", d, blob.ErrNotFound)
+}
+
+// Tags returns the tags of a repository in the attached layouts, sorted.
+func (s *Set) Tags(ctx context.Context, repository string) ([]string, error) {
+	var all []string
+	for _, l := range s.attached() {
+		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+		tags, err := l.Tags(asking, repository)
+		cancel()
+		if err == nil {
+			all = append(all, tags...)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s is in none of the attached layouts: %w", repository, blob.ErrNotFound)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// Referrers returns the manifests in the attached layouts that refer to another.
+func (s *Set) Referrers(ctx context.Context, _ string, subject digest.Digest) ([]v1.Descriptor, error) {
+	var all []v1.Descriptor
+	for _, l := range s.attached() {
+		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+		m, err := l.Referrers(asking, subject)
+		cancel()
+		var idx v1.Index
+		if err == nil {
+			err = json.Unmarshal(m.Body, &idx)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err != nil && !errors.Is(err, blob.ErrNotFound) {
+			continue
+		}
+		for _, d := range idx.Manifests {
+			if !slices.ContainsFunc(all, func(have v1.Descriptor) bool { return have.Digest == d.Digest }) {
+				all = append(all, d)
+			}
+		}
+	}
+	return all, nil
+}
