@@ -11,16 +11,16 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 )
 
-// bars shows the progress of layers on a terminal. It is used by one goroutine at a
+// bars shows the progress of layers and the like on a terminal. It is used by one goroutine at a
 // time.
 type bars struct {
 	progress *mpb.Progress
-	byLayer  map[digest.Digest]*mpb.Bar
+	byName   map[string]*mpb.Bar
 }
 
 // bars returns bars on stderr, which show nothing if that is no terminal.
 func (g *globals) bars() *bars {
-	b := &bars{byLayer: map[digest.Digest]*mpb.Bar{}}
+	b := &bars{byName: map[string]*mpb.Bar{}}
 	if isTerminal(os.Stderr) && !g.json {
 		b.progress = mpb.New(mpb.WithOutput(os.Stderr), mpb.WithWidth(40), mpb.WithRefreshRate(100*time.Millisecond))
 	}
@@ -29,15 +29,20 @@ func (g *globals) bars() *bars {
 
 // show shows how many bytes of a layer are done.
 func (b *bars) show(layer digest.Digest, done, total int64) {
+	b.showNamed(layer.Encoded()[:12], done, total)
+}
+
+// showNamed shows how many bytes of something are done.
+func (b *bars) showNamed(name string, done, total int64) {
 	if b.progress == nil || done == 0 {
 		return
 	}
-	bar := b.byLayer[layer]
+	bar := b.byName[name]
 	if bar == nil {
 		bar = b.progress.AddBar(total,
-			mpb.PrependDecorators(decor.Name(layer.Encoded()[:12]+" ")),
+			mpb.PrependDecorators(decor.Name(name+" ")),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
-		b.byLayer[layer] = bar
+		b.byName[name] = bar
 	}
 	bar.SetCurrent(done)
 }
@@ -46,7 +51,7 @@ func (b *bars) stop() {
 	if b.progress == nil {
 		return
 	}
-	for _, bar := range b.byLayer {
+	for _, bar := range b.byName {
 		bar.Abort(false) // what is not full by now never will be
 	}
 	b.progress.Wait()

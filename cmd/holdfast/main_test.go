@@ -25,6 +25,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/control"
+	"github.com/holdfast/holdfast/internal/pins"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/profile"
 	"github.com/holdfast/holdfast/internal/rootsocket"
@@ -250,6 +251,27 @@ func (f *fake) PushProfile(_ context.Context, ref string) error {
 }
 
 func (f *fake) DropProfile(_ context.Context, ref string) error { return f.profile("drop", ref) }
+
+func (f *fake) Pins() []pins.Pin {
+	return []pins.Pin{
+		{Name: "quay.io/app:v1", State: pins.Pinned, Digest: digest.FromString("app"), From: "registry", Configured: true},
+		{Name: "quay.io/broken:v1", State: pins.Failed, Error: "not found"},
+		{Name: "quay.io/large:v1", State: pins.Fetching, Done: 1 << 20, Total: 4 << 20},
+	}
+}
+
+func (f *fake) Pin(names []string) error {
+	f.note("pin %s", strings.Join(names, " "))
+	return nil
+}
+
+func (f *fake) Unpin(names []string) error {
+	f.note("unpin %s", strings.Join(names, " "))
+	if names[0] == "quay.io/app:v1" {
+		return fmt.Errorf("%s is %w", names[0], pins.ErrConfigured)
+	}
+	return nil
+}
 
 func (f *fake) Info() control.Info {
 	return control.Info{Version: "v9", PID: 42, Started: time.Unix(1_700_000_000, 0), Mount: "file (as tested)"}

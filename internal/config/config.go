@@ -76,6 +76,10 @@ type Config struct {
 	SourceRegistry string          `toml:"source_registry"`
 	Offline        bool            `toml:"offline"`
 
+	Pinned      []string `toml:"pinned"`
+	PinRoot     string   `toml:"pin_root"`
+	PinInterval Duration `toml:"pin_interval"`
+
 	Index Index `toml:"index"`
 }
 
@@ -224,7 +228,7 @@ func (c *Config) decode(text string) error {
 // Validate reports the first setting that cannot work.
 func (c *Config) Validate() error {
 	for _, dir := range []struct{ name, value string }{
-		{"root", c.Root}, {"runroot", c.RunRoot}, {"image_store", c.StorePath()}, {"socket", c.SocketPath()},
+		{"root", c.Root}, {"runroot", c.RunRoot}, {"image_store", c.StorePath()}, {"socket", c.SocketPath()}, {"pin_root", c.PinPath()},
 	} {
 		if !filepath.IsAbs(dir.value) || dir.value != filepath.Clean(dir.value) || dir.value == "/" {
 			return fmt.Errorf("%s = %q: want an absolute path without . or .. segments", dir.name, dir.value)
@@ -267,8 +271,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("profile = %q: want on or off", c.Profile)
 	}
 	for name, d := range map[string]Duration{
-		"profile_settle": c.ProfileSettle,
-		"read_timeout":   c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
+		"profile_settle": c.ProfileSettle, "pin_interval": c.PinInterval,
+		"read_timeout": c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
 	} {
 		if d <= 0 {
 			return fmt.Errorf("%s = %q: want more than 0", name, time.Duration(d))
@@ -318,6 +322,11 @@ func (c *Config) validateSources() error {
 			return fmt.Errorf("trusted_sources: %q: want one of the OCI layouts in sources", p)
 		}
 	}
+	for _, name := range c.Pinned {
+		if _, err := reference.ParseNormalizedNamed(name); err != nil {
+			return fmt.Errorf("pinned: %q: %w", name, err)
+		}
+	}
 	if c.SourceRegistry == "" {
 		return nil
 	}
@@ -354,6 +363,14 @@ func (c *Config) StorePath() string {
 		return c.ImageStore
 	}
 	return filepath.Join(c.Root, "store")
+}
+
+// PinPath is where pinned images are kept.
+func (c *Config) PinPath() string {
+	if c.PinRoot != "" {
+		return c.PinRoot
+	}
+	return filepath.Join(c.Root, "pins")
 }
 
 // SocketPath is the control socket.

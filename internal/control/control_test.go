@@ -51,6 +51,7 @@ type service struct {
 	remove  func(string) error
 	collect func(control.CollectRequest) (*prepare.Collection, error)
 	control.Profiles
+	control.Pinning
 }
 
 func (s *service) Prepare(ctx context.Context, req control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast/holdfast/internal/pins"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
 
@@ -31,6 +32,7 @@ type Service interface {
 	Collect(ctx context.Context, req CollectRequest) (*prepare.Collection, error)
 	Info() Info
 	Profiles
+	Pinning
 }
 
 const maxRequest = 1 << 20 // bytes of a request's body
@@ -45,6 +47,7 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 	mux.HandleFunc("DELETE /v1/images", h.remove)
 	mux.HandleFunc("POST /v1/gc", h.collect)
 	h.handleProfiles(mux)
+	h.handlePins(mux)
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
 	mux.Handle("GET /metrics", metrics)
 	var running sync.WaitGroup
@@ -160,7 +163,7 @@ func (h *handler) reply(w http.ResponseWriter, v any, err error) {
 			status = http.StatusNotFound
 		case errors.Is(err, prepare.ErrInUse):
 			status = http.StatusConflict
-		case errors.Is(err, ErrBadRequest):
+		case errors.Is(err, ErrBadRequest), errors.Is(err, pins.ErrUnknown), errors.Is(err, pins.ErrConfigured):
 			status = http.StatusBadRequest
 		case errors.Is(err, prepare.ErrNoProfile):
 			status = http.StatusGone

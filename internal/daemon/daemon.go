@@ -30,6 +30,7 @@ import (
 	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/layer"
 	"github.com/holdfast/holdfast/internal/mount"
+	"github.com/holdfast/holdfast/internal/pins"
 	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/rootsocket"
 	"github.com/holdfast/holdfast/internal/sources"
@@ -43,18 +44,20 @@ const probeTimeout = 20 * time.Second
 
 // Daemon is a running daemon; it is the control socket's service.
 type Daemon struct {
-	cfg      config.Config
-	log      *slog.Logger
-	started  time.Time
-	mounter  *mount.Mounter
-	space    *cache.Space
-	layers   *layer.Set
-	store    *imagestore.Store
-	preparer *prepare.Preparer
-	sources  *sources.Set
-	registry *registry.Client
-	filler   *fill.Filler
-	disabled error // why nothing is published
+	cfg       config.Config
+	log       *slog.Logger
+	started   time.Time
+	mounter   *mount.Mounter
+	space     *cache.Space
+	layers    *layer.Set
+	store     *imagestore.Store
+	preparer  *prepare.Preparer
+	sources   *sources.Set
+	registry  *registry.Client
+	filler    *fill.Filler
+	pinner    *pins.Pinner
+	scheduler *device.Scheduler
+	disabled  error // why nothing is published
 }
 
 // Inherited is what a daemon has of its keeper.
@@ -92,16 +95,16 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	if d.space, err = newSpace(cfg, log); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	sched := device.NewScheduler(cfg.MaxFetches)
+	d.scheduler = device.NewScheduler(cfg.MaxFetches)
 	d.layers, err = layer.NewSet(layer.Config{
 		Root: filepath.Join(cfg.Root, "layers"), Mounts: filepath.Join(cfg.RunRoot, "layers"),
-		Exporter: exports, Space: d.space, Scheduler: sched, Patience: time.Duration(cfg.ReadTimeout), Logger: log,
+		Exporter: exports, Space: d.space, Scheduler: d.scheduler, Patience: time.Duration(cfg.ReadTimeout), Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	d.filler = fill.New(fill.Config{
-		Layers: d.layers, Scheduler: sched, Rate: int64(cfg.Fill.Rate), Missing: cfg.Fill.Missing, Quarantined: d.quarantined, Logger: log,
+		Layers: d.layers, Scheduler: d.scheduler, Rate: int64(cfg.Fill.Rate), Missing: cfg.Fill.Missing, Quarantined: d.quarantined, Logger: log,
 	})
 	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
 		return errors.Join(err, conn.Close())
@@ -179,6 +182,9 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 		finder = finder.Offline()
 	}
 	d.sources = sources.New(d.sourcesConfig())
+	if d.pinner, err = d.newPinner(); err != nil {
+		return err
+	}
 	profiles, err := d.profiles()
 	if err != nil {
 		return err
@@ -195,7 +201,7 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 			RuntimeRoots:  d.cfg.RuntimeRoots,
 			Grace:         time.Duration(d.cfg.GCGrace),
 		},
-		Sources: d.sources, Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
+		Sources: d.sources, Pinned: d.pinner.Has, Registry: d.registry, Layers: d.layers, Store: d.store, Kept: kept, Indexes: finder,
 		Images: filepath.Join(d.cfg.Root, "images"), Profiles: profiles, Logger: d.log,
 	})
 	if err != nil {
@@ -247,6 +253,7 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return d.space.Run(gctx) })
 	g.Go(func() error { return d.preparer.Run(gctx, d.inUse) })
 	g.Go(func() error { return d.filler.Run(gctx) })
+	g.Go(func() error { return d.pinner.Run(gctx) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
 	return errors.Join(ready(), g.Wait())
 }

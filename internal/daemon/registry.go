@@ -42,7 +42,7 @@ func IndexConfig(cfg config.Config, client *registry.Client, log *slog.Logger) i
 // sourcesConfig is where images are looked for.
 func (d *Daemon) sourcesConfig() sources.Config {
 	return sources.Config{
-		Places: d.cfg.Sources, Trusted: d.cfg.TrustedSources, Offline: d.cfg.Offline,
+		Places: d.cfg.Sources, Trusted: d.cfg.TrustedSources, Pins: d.cfg.PinPath(), Offline: d.cfg.Offline,
 		Registry: d.registry, Loopback: d.cfg.SourceRegistry,
 	}
 }

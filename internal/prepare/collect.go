@@ -64,7 +64,7 @@ func (c *Collection) add(all ...verdict) {
 // with the reason; while it is not known what is in use, that is everything.
 func (p *Preparer) Collect(ctx context.Context, grace time.Duration, dryRun bool) (*Collection, error) {
 	c := &Collection{DryRun: dryRun, Decisions: []Decision{}}
-	j := judge{grace: grace, now: time.Now(), failed: map[string]error{}}
+	j := judge{grace: grace, now: time.Now(), pinned: p.pinned, failed: map[string]error{}}
 	for {
 		all, removed, err := p.collectNext(ctx, j, dryRun)
 		if err != nil {
@@ -112,7 +112,8 @@ func (p *Preparer) collectNext(ctx context.Context, j judge, dryRun bool) (all [
 type judge struct {
 	grace  time.Duration
 	now    time.Time
-	failed map[string]error // why something was not removed that was to go, by its name
+	pinned func(name string) bool // nil: nothing is
+	failed map[string]error       // why something was not removed that was to go, by its name
 }
 
 // decide judges all that there is, as if what is to go went at once. Records that
@@ -149,6 +150,10 @@ func (j judge) image(s *stock, img Image) verdict {
 	unused := max(0, j.now.Sub(img.UnusedSince)) // the clock may have gone back
 	if err := s.held(img); err != nil {
 		d.Reason = err.Error()
+		return d
+	}
+	if j.pinned != nil && slices.ContainsFunc(img.References, j.pinned) && !s.bad(img) {
+		d.Reason = "pinned"
 		return d
 	}
 	if s.bad(img) {

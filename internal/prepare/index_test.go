@@ -142,7 +142,9 @@ func TestPublishedEarly(t *testing.T) {
 		ended <- err
 	}()
 	// The record is written a moment before its directory is there.
-	eventually(t, func() bool { return len(n.records(t)) == 1 && exists(t, filepath.Join(n.store.Root(), "overlay", "*", "diff")) })
+	eventually(t, func() bool {
+		return len(n.records(t)) == 1 && exists(t, filepath.Join(n.store.Root(), "overlay", "*", "diff"))
+	})
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)

@@ -63,6 +63,9 @@ type Config struct {
 	Registry *registry.Client
 	Layers   *layer.Set
 	Store    *imagestore.Store
+	// Pinned reports whether an image with that name is kept though nothing refers to
+	// it; nil: none is.
+	Pinned func(name string) bool
 	// Kept keeps the credentials of pulls for the next process; may be nil.
 	Kept *credentials.Kept
 	// Indexes finds and keeps indexes of layers that carry none.
@@ -83,6 +86,7 @@ type Preparer struct {
 	store    *imagestore.Store
 	kept     *credentials.Kept
 	indexes  *indexes.Finder
+	pinned   func(name string) bool
 	images   *images
 	log      *slog.Logger
 
@@ -105,7 +109,7 @@ func New(ctx context.Context, c Config) (*Preparer, error) {
 	}
 	p := &Preparer{
 		policy: c.Policy, sources: c.Sources, registry: c.Registry, layers: c.Layers, store: c.Store, kept: c.Kept,
-		indexes: c.Indexes, images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
+		indexes: c.Indexes, pinned: c.Pinned, images: images, log: c.Logger, ctx: ctx, publishing: make(chan struct{}, 1),
 		profiles: c.Profiles,
 	}
 	return p, nil

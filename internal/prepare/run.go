@@ -60,7 +60,7 @@ func (p *Preparer) follow(ctx context.Context, used func([]Image)) error {
 	if used != nil {
 		used(s.inUse())
 	}
-	j := judge{grace: p.policy.Grace, now: now}
+	j := judge{grace: p.policy.Grace, now: now, pinned: p.pinned}
 	if !slices.ContainsFunc(j.decide(s), func(v verdict) bool { return v.Remove }) {
 		return nil
 	}

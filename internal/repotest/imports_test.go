@@ -49,6 +49,7 @@ var levels = map[string]int{
 	"internal/config":     4,
 	"internal/fill":       4,
 	"internal/indexer":    4,
+	"internal/pins":       4,
 	"internal/prepare":    4,
 	"internal/control":    5,
 	"internal/uninstall":  5,
