@@ -45,6 +45,7 @@ var levels = map[string]int{
 	"internal/keeper":     3,
 	"internal/layer":      3,
 	"internal/sources":    3,
+	"internal/unpack":     3,
 	"internal/verify":     3,
 	"internal/config":     4,
 	"internal/fill":       4,

@@ -28,9 +28,15 @@ func extract(t testing.TB, plain []byte) Tree {
 	if err != nil {
 		t.Fatalf("extracting as a normal pull does: %v", err)
 	}
+	return walk(t, dir)
+}
+
+// walk returns the tree in a directory.
+func walk(t testing.TB, dir string) Tree {
+	t.Helper()
 	tree := Tree{}
 	first := map[uint64]string{}
-	err = filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -46,7 +52,7 @@ func extract(t testing.TB, plain []byte) Tree {
 		return nil
 	})
 	if err != nil {
-		t.Fatalf("walking the extracted tree: %v", err)
+		t.Fatalf("walking %s: %v", dir, err)
 	}
 	return tree
 }

@@ -56,8 +56,18 @@ func Check(t testing.TB, idx *index.Index, layer []byte, round func(time.Time) t
 	if idx.RootImplied == root {
 		t.Errorf("RootImplied = %t, but described: %t", idx.RootImplied, root)
 	}
-	want := extract(t, plain)
-	got := fromIndex(t, idx, layer)
+	compare(t, extract(t, plain), fromIndex(t, idx, layer), described, round)
+}
+
+// CheckDirectory fails the test unless a directory holds what extracting a tar yields.
+func CheckDirectory(t testing.TB, dir string, plain []byte) {
+	t.Helper()
+	described, _ := names(t, plain)
+	compare(t, extract(t, plain), walk(t, dir), described, Exact)
+}
+
+func compare(t testing.TB, want, got Tree, described map[string]bool, round func(time.Time) time.Time) {
+	t.Helper()
 	for _, tree := range []Tree{want, got} {
 		for name, f := range tree {
 			f.ModTime = round(f.ModTime.UTC())
@@ -68,7 +78,7 @@ func Check(t testing.TB, idx *index.Index, layer []byte, round func(time.Time) t
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("tree differs from a normal pull's (-normal +index):\n%s", diff)
+		t.Errorf("tree differs from a normal pull's (-normal +ours):\n%s", diff)
 	}
 }
 

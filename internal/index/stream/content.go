@@ -27,6 +27,11 @@ func (s *reader) entry(tr *tar.Reader, h *tar.Header) error {
 		s.entries.Add(h, s.plain.n)
 	}
 	at, size := s.builder.Content()
+	if s.begin != nil && size > 0 {
+		if err := s.begin(at, size); err != nil {
+			return &writeError{err}
+		}
+	}
 	step := int64(len(s.buf))
 	if isSparse(h) {
 		step = sparseBlock

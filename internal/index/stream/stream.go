@@ -91,6 +91,13 @@ func Build(ctx context.Context, r io.Reader, size int64, device io.WriterAt, win
 	return read(ctx, r, size, &reader{device: device, digests: true, windows: windows, entries: soci.NewWriter()})
 }
 
+// Unpack is ReadTree for those who make files of the content: begin is called before
+// the content of each file that has any, which goes to device at these offsets. The
+// decompressed layer, to its very end, is also written to plain.
+func Unpack(ctx context.Context, r io.Reader, size int64, device io.WriterAt, begin func(offset, size int64) error, plain io.Writer) (*Result, error) {
+	return read(ctx, r, size, &reader{device: device, begin: begin, copy: plain})
+}
+
 // Windows is a place for what spans refer to: a new file.
 type Windows interface {
 	io.Writer
@@ -171,6 +178,8 @@ type reader struct {
 	digests bool                              // of chunks are wanted
 	points  func(inflate.Point, []byte) error // see ReadTree
 	windows Windows                           // see Build
+	begin   func(offset, size int64) error    // see Unpack
+	copy    io.Writer                         // see Unpack
 	entries *soci.Writer
 	files   [][sha256.Size]byte // digests, with entries
 	last    [sha256.Size]byte   // digest of the latest chunk
@@ -228,6 +237,9 @@ func (s *reader) read() (*index.Index, error) {
 		}
 	}()
 	s.diff = &meter{ctx: s.blob.ctx, r: decompressing}
+	if s.copy != nil {
+		s.diff.r = io.TeeReader(decompressing, s.copy)
+	}
 	if s.compression != index.None { // otherwise it is the same as the blob's
 		s.diff.hash = sha256.New()
 	}
