@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/config"
@@ -41,7 +42,7 @@ downloaded, with unmodified images and unmodified runtimes.
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
 	cmd.AddCommand(
 		newServeCommand(g), newWorkerCommand(g), newPrepareCommand(g), newListCommand(g), newStatusCommand(g),
-		newRemoveCommand(g), newGCCommand(g), newIndexCommand(g), newProfileCommand(g), newPinCommand(g), newUnpinCommand(g), newPinsCommand(g), newUninstallCommand(g), newConfigCommand(g), newVersionCommand(g),
+		newRemoveCommand(g), newGCCommand(g), newIndexCommand(g), newProfileCommand(g), newPinCommand(g), newUnpinCommand(g), newPinsCommand(g), newStoreCommand(g), newUninstallCommand(g), newConfigCommand(g), newVersionCommand(g),
 	)
 	return cmd
 }
@@ -82,4 +83,12 @@ func (g *globals) print(w io.Writer, v any, text func() error) error {
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}
+
+// shortDigest is what tables have of a digest.
+func shortDigest(d digest.Digest) string {
+	if d.Validate() != nil {
+		return "-"
+	}
+	return d.Encoded()[:12]
 }

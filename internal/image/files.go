@@ -46,7 +46,7 @@ func (o Opener) openFiles(ctx context.Context, path, name string) (*Opened, erro
 		release()
 		return nil, err
 	}
-	return &Opened{Image: img, Layout: l, release: release}, nil
+	return &Opened{Image: img, Asked: name, Layout: l, release: release}, nil
 }
 
 // openLayout opens a layout. Of an archive that is compressed as a whole it makes a

@@ -34,6 +34,8 @@ type Opened struct {
 	*Image
 	// Name is the name it was opened by.
 	Name string
+	// Asked is the tag, the digest or the name in a layout that it was asked for by.
+	Asked string
 	// Repositories are where the registry's image is read from, the one that had
 	// the manifest first; none if it is in files.
 	Repositories []*registry.Repository
@@ -49,6 +51,47 @@ func (o *Opened) Sources() []blob.Source {
 		return []blob.Source{o.Layout}
 	}
 	return Sources(o.Repositories)
+}
+
+// Reader is what manifests and configurations of the image are read from.
+func (o *Opened) Reader() Reader {
+	if o.Layout != nil {
+		return o.Layout
+	}
+	return o.Repositories[0]
+}
+
+// FullName is the name of the image as references are written, with its registry. In a
+// layout it may have none: an error.
+func (o *Opened) FullName(ctx context.Context) (string, error) {
+	if o.Layout == nil {
+		ref, err := reference.ParseNormalizedNamed(strings.TrimPrefix(o.Name, dockerPrefix))
+		if err != nil {
+			return "", err
+		}
+		return reference.TagNameOnly(ref).String(), nil
+	}
+	if full, ok := ocidir.FullName(o.Asked); ok {
+		return full, nil
+	}
+	m, err := o.Layout.Manifest(ctx, o.Asked)
+	if err != nil {
+		return "", err
+	}
+	names, err := o.Layout.Names(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		ref, err := reference.ParseNamed(name)
+		if err != nil {
+			continue
+		}
+		if d, err := o.Layout.Resolve(ctx, ref); err == nil && d == m.Digest {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("%s does not say what it is called: give it a name with --name, such as registry.example.com/team/app:v1", o.Name)
 }
 
 // Close ends the reading.
@@ -181,7 +224,7 @@ func (o Opener) openNamed(ctx context.Context, ref reference.Named) (*Opened, er
 	for i, r := range all {
 		img, err := Load(ctx, r, TagOrDigest(ref), o.Platform)
 		if err == nil {
-			return &Opened{Image: img, Repositories: slices.Concat(all[i:], all[:i])}, nil
+			return &Opened{Image: img, Asked: TagOrDigest(ref), Repositories: slices.Concat(all[i:], all[:i])}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -109,24 +109,19 @@ type Store struct{ root, records string }
 // undoes is kept in records.
 func Create(root, records string) (*Store, error) {
 	s := &Store{root: root, records: records}
-	for _, dir := range []string{s.path(layersDir), s.path(imagesDir), s.path(driverDir, "l"), s.path(stagingDir), records} {
+	for _, dir := range []string{s.root, s.path(stagingDir), records} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("creating image store: %w", err)
 		}
 	}
-	for _, name := range []string{
-		filepath.Join(layersDir, layersJSON), filepath.Join(imagesDir, imagesJSON),
-		filepath.Join(layersDir, layersLock), filepath.Join(imagesDir, imagesLock),
-	} {
-		if err := s.createFile(filepath.Join(root, name)); err != nil {
-			return nil, fmt.Errorf("creating image store: %w", err)
-		}
+	if err := CreateLists(root); err != nil {
+		return nil, fmt.Errorf("creating image store: %w", err)
 	}
 	return s, nil
 }
 
 // createFile makes an empty list or lock file, complete from its first instant.
-func (s *Store) createFile(name string) error {
+func createFile(name string) error {
 	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -150,8 +145,8 @@ func (s *Store) Layers() ([]Layer, error) { return Records(s.root) }
 // The error is fs.ErrNotExist if there is no store.
 func Records(root string) ([]Layer, error) {
 	var layers []Layer
-	if err := atomicfile.ReadJSON(filepath.Join(root, layersDir, layersJSON), maxJSON, &layers); err != nil {
-		return nil, fmt.Errorf("reading records of %s: %w", root, err)
+	if err := ReadList(root, Layers, &layers); err != nil {
+		return nil, err
 	}
 	return layers, nil
 }
@@ -288,13 +283,7 @@ func (s *Store) writeLayers(layers []Layer) error {
 	if layers == nil {
 		layers = []Layer{}
 	}
-	if err := atomicfile.WriteJSON(s.path(layersDir, layersJSON), layers, 0o600); err != nil {
-		return fmt.Errorf("writing records of %s: %w", s.root, err)
-	}
-	if err := s.recordWrite(); err != nil {
-		return fmt.Errorf("writing records of %s: %w", s.root, err)
-	}
-	return nil
+	return WriteList(s.root, Layers, layers)
 }
 
 func (s *Store) path(elem ...string) string {

@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast/holdfast/internal/atomicfile"
 )
 
 // The lock protocol of containers/storage (pkg/lockfile, rawfilelock_unix.go): an
@@ -23,7 +26,22 @@ const lastWriteSize = 64
 
 // lock takes the store's write lock, which excludes all readers of records.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(s.path(layersDir, layersLock), os.O_RDWR, 0)
+	return Lock(ctx, s.root, Layers)
+}
+
+// List is one of the lists of a store.
+type List struct{ dir, json, lock string }
+
+// The lists of a store.
+var (
+	Layers = List{layersDir, layersJSON, layersLock} //nolint:gochecknoglobals // constant
+	Images = List{imagesDir, imagesJSON, imagesLock} //nolint:gochecknoglobals // constant
+)
+
+// Lock takes the write lock of a list of the store at root, which excludes all who read
+// it.
+func Lock(ctx context.Context, root string, list List) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(root, list.dir, list.lock), os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("locking image store: %w", err)
 	}
@@ -36,20 +54,41 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR) {
 			unlock()
-			return nil, fmt.Errorf("locking image store %s: %w", s.root, err)
+			return nil, fmt.Errorf("locking image store %s: %w", root, err)
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
 			unlock()
-			return nil, fmt.Errorf("locking image store %s: %w", s.root, context.Cause(ctx))
+			return nil, fmt.Errorf("locking image store %s: %w", root, context.Cause(ctx))
 		}
 	}
 }
 
+// ReadList reads a list of the store at root into records, a pointer to a slice.
+func ReadList(root string, list List, records any) error {
+	if err := atomicfile.ReadJSON(filepath.Join(root, list.dir, list.json), maxJSON, records); err != nil {
+		return fmt.Errorf("reading records of %s: %w", root, err)
+	}
+	return nil
+}
+
+// WriteList replaces a list of the store at root, and tells readers that it has
+// changed. The caller holds its lock.
+func WriteList(root string, list List, records any) error {
+	err := atomicfile.WriteJSON(filepath.Join(root, list.dir, list.json), records, 0o600)
+	if err == nil {
+		err = recordWrite(filepath.Join(root, list.dir, list.lock))
+	}
+	if err != nil {
+		return fmt.Errorf("writing records of %s: %w", root, err)
+	}
+	return nil
+}
+
 // recordWrite tells readers that the records have changed. The caller holds the lock.
-func (s *Store) recordWrite() error {
-	f, err := os.OpenFile(s.path(layersDir, layersLock), os.O_WRONLY, 0)
+func recordWrite(lock string) error {
+	f, err := os.OpenFile(lock, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -57,4 +96,20 @@ func (s *Store) recordWrite() error {
 	_, _ = rand.Read(token) // never fails
 	_, err = f.WriteAt(token, 0)
 	return errors.Join(err, f.Close())
+}
+
+// CreateLists makes what is missing of the lists and the locks of a store, and the
+// directories that they are in: a runtime does not start without them.
+func CreateLists(root string) error {
+	for _, list := range []List{Layers, Images} {
+		if err := os.MkdirAll(filepath.Join(root, list.dir), 0o700); err != nil {
+			return err
+		}
+		for _, name := range []string{list.json, list.lock} {
+			if err := createFile(filepath.Join(root, list.dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return os.MkdirAll(filepath.Join(root, driverDir, "l"), 0o700)
 }
