@@ -13,6 +13,7 @@ package unpack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -89,9 +90,7 @@ func Layer(ctx context.Context, r io.Reader, size int64, dir string, options Opt
 	}
 	files := &files{dir: content}
 	read, err := stream.Unpack(ctx, r, size, files, files.begin, plain)
-	if err == nil {
-		err = files.end()
-	}
+	err = errors.Join(err, files.end())
 	end(err)
 	if splitting := g.Wait(); err == nil {
 		err = splitting
