@@ -49,18 +49,22 @@ func storeCommand(cmd *cobra.Command) *cobra.Command {
 }
 
 func newStoreCreateCommand(g *globals) *cobra.Command {
-	return storeCommand(&cobra.Command{
+	forNFS := false
+	cmd := storeCommand(&cobra.Command{
 		Use:   "create PATH",
 		Short: "Make an image store",
 		Long: `Make an image store in a directory that is empty or not there. Everything that a
 runtime opens is made, so that the store can be used where it cannot be written to.
 It is tried what the file system keeps, and said what it does not. On NFS export it
 with no_root_squash to the node that writes. A store that is there stays as it is.
+
+If you make a store on the disk of a server that exports it by NFS, say --nfs: NFS does
+not show what a disk keeps besides.
 ` + exitCodes,
 		Example: "  holdfast store create /mnt/images",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := sharedstore.Create(cmd.Context(), a[0])
+			s, err := sharedstore.Create(cmd.Context(), a[0], forNFS)
 			if err != nil {
 				return err
 			}
@@ -74,6 +78,8 @@ with no_root_squash to the node that writes. A store that is there stays as it i
 			})
 		},
 	})
+	cmd.Flags().BoolVar(&forNFS, "nfs", false, "make it for nodes that read it by NFS")
+	return cmd
 }
 
 func newStoreListCommand(g *globals) *cobra.Command {

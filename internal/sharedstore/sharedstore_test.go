@@ -94,7 +94,7 @@ func mustAdd(t *testing.T, s *sharedstore.Store, m made) *sharedstore.Added {
 
 func create(t *testing.T) *sharedstore.Store {
 	t.Helper()
-	s, err := sharedstore.Create(t.Context(), filepath.Join(t.TempDir(), "store"))
+	s, err := sharedstore.Create(t.Context(), filepath.Join(t.TempDir(), "store"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,17 +288,20 @@ func layersOf(t *testing.T, s *sharedstore.Store, n int) string {
 
 func TestCreate(t *testing.T) {
 	s := create(t)
-	if again, err := sharedstore.Create(t.Context(), s.Root()); err != nil || again.Keeps() != s.Keeps() {
+	if nfs, err := sharedstore.Create(t.Context(), filepath.Join(t.TempDir(), "store"), true); err != nil || nfs.Keeps().TrustedXattrs {
+		t.Error(err)
+	}
+	if again, err := sharedstore.Create(t.Context(), s.Root(), false); err != nil || again.Keeps() != s.Keeps() {
 		t.Error(err)
 	}
 	full := t.TempDir()
 	write(t, filepath.Join(full, "file"), nil)
-	if _, err := sharedstore.Create(t.Context(), full); err == nil || !strings.Contains(err.Error(), "not empty") {
+	if _, err := sharedstore.Create(t.Context(), full, false); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Error(err)
 	}
 	theirs := t.TempDir()
 	write(t, filepath.Join(theirs, "overlay-layers", "layers.json"), []byte(`[{"id":"x"}]`))
-	if _, err := sharedstore.Create(t.Context(), theirs); err == nil || !strings.Contains(err.Error(), "something else") {
+	if _, err := sharedstore.Create(t.Context(), theirs, false); err == nil || !strings.Contains(err.Error(), "something else") {
 		t.Error(err)
 	}
 	if _, err := sharedstore.Open(full); !errors.Is(err, sharedstore.ErrNoStore) {
@@ -320,7 +323,7 @@ func open(root string) error {
 
 func createError(t *testing.T, root string) error {
 	t.Helper()
-	_, err := sharedstore.Create(t.Context(), root)
+	_, err := sharedstore.Create(t.Context(), root, false)
 	return err
 }
 
@@ -443,7 +446,7 @@ func TestFullDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	s, err := sharedstore.Create(t.Context(), filepath.Join(dir, "store"))
+	s, err := sharedstore.Create(t.Context(), filepath.Join(dir, "store"), false)
 	if err != nil {
 		t.Fatal(err)
 	}

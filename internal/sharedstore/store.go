@@ -77,7 +77,9 @@ type Store struct {
 
 // Create makes an image store in a directory, which may be there if it is empty. One
 // that is there already is left as it is. The error tells what the file system lacks.
-func Create(ctx context.Context, root string) (*Store, error) {
+// With forNFS the store is made as if it lay on NFS, through which nodes will read it:
+// what a disk keeps for its own machine alone is not used.
+func Create(ctx context.Context, root string, forNFS bool) (*Store, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, err
@@ -107,6 +109,9 @@ func Create(ctx context.Context, root string) (*Store, error) {
 	keeps, err := unpack.Probe(ctx, root)
 	if err != nil {
 		return nil, fmt.Errorf("creating image store: %w", err)
+	}
+	if forNFS {
+		keeps = unpack.Features{}
 	}
 	s := &Store{root: root, state: state{Version: version, Created: time.Now().UTC().Truncate(time.Second), Keeps: keeps}}
 	if err := os.MkdirAll(s.path(stagingDir), 0o700); err != nil {
