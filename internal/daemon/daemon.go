@@ -254,6 +254,7 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return d.preparer.Run(gctx, d.inUse) })
 	g.Go(func() error { return d.filler.Run(gctx) })
 	g.Go(func() error { return d.pinner.Run(gctx) })
+	g.Go(func() error { return d.serveAttached(gctx) })
 	d.log.Info("ready", "version", Version, "socket", d.cfg.SocketPath(), "store", d.store.Root(), "layers", len(d.layers.All()))
 	return errors.Join(ready(), g.Wait())
 }

@@ -27,8 +27,10 @@ func (d *Daemon) Prepare(ctx context.Context, req control.PrepareRequest, progre
 	if d.disabled != nil {
 		return nil, fmt.Errorf("nothing is published: %w", d.disabled)
 	}
-	p := prepare.Request{Reference: ref, Offline: req.Offline, Progress: progress}
-	if c := req.Credentials; c != nil && *c != (control.Credentials{}) {
+	p := prepare.Request{Reference: ref, Offline: req.Offline, FromRegistry: req.Hook, Progress: progress}
+	if logical, ok := d.logical(ref); ok {
+		p.Reference, p.FromRegistry = logical, false
+	} else if c := req.Credentials; c != nil && *c != (control.Credentials{}) {
 		p.Credentials = &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}
 	}
 	res, err := d.preparer.Prepare(ctx, p)

@@ -301,13 +301,10 @@ func TestPrivate(t *testing.T) {
 	n := start(t, s, nil)
 	n.pin(t, name)
 	repository, _, _ := strings.Cut(name, ":v1")
-	if got := n.sources.Repositories(t.Context()); !slices.Equal(got, []string{repository}) {
-		t.Errorf("repositories %q", got)
+	if got := n.sources.Repositories(t.Context()); !slices.Equal(got, []sources.Attached{{Name: repository}}) {
+		t.Errorf("repositories %v", got)
 	}
-	w, err := ocidir.Create(n.config.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := n.writer(t)
 	idx, err := w.Index(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -317,17 +314,29 @@ func TestPrivate(t *testing.T) {
 	if err := errors.Join(os.Remove(filepath.Join(n.config.Dir, "index.json")), w.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if w, err = ocidir.Create(n.config.Dir); err != nil {
-		t.Fatal(err)
-	}
+	w = n.writer(t)
 	if err := errors.Join(w.List(t.Context(), func([]v1.Descriptor) ([]v1.Descriptor, error) { return list, nil }), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if got := n.sources.Repositories(t.Context()); len(got) > 0 {
-		t.Errorf("repositories %q", got)
+		t.Errorf("repositories %v", got)
 	}
 	_, _, err = n.sources.Blob(t.Context(), repository, d)
 	if _, merr := n.sources.Manifest(t.Context(), repository, d.String()); !errors.Is(err, blob.ErrNotFound) || !errors.Is(merr, blob.ErrNotFound) {
 		t.Errorf("%v, %v", err, merr)
+	}
+}
+
+// writer opens the layout for writing, when the pinner has done what it does.
+func (n *node) writer(t *testing.T) *ocidir.Writer {
+	t.Helper()
+	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		w, err := ocidir.Create(n.config.Dir)
+		if err == nil {
+			return w
+		}
+		if !errors.Is(err, ocidir.ErrBusy) || time.Since(begun) > 20*time.Second {
+			t.Fatal(err)
+		}
 	}
 }

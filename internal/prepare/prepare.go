@@ -184,6 +184,9 @@ type Request struct {
 	Credentials *registry.Credentials
 	// Offline leaves out registries: what attached layouts do not have is missing.
 	Offline bool
+	// FromRegistry means that the runtime has the manifest from a registry, not from an
+	// attached layout: what a tag names there counts.
+	FromRegistry bool
 	// Progress is called, one call at a time, while layers are fetched; may be nil.
 	// Who joins a preparation that is under way gets no events.
 	Progress func(Event)
@@ -201,7 +204,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	progress, stop := untilStopped(req.Progress)
 	defer stop() // others may go on with what this caller began
 	req.Progress = progress
-	key := fmt.Sprintf("%s %v %t", ref, credentialsKey(req.Credentials), req.Offline)
+	key := fmt.Sprintf("%s %v %t %t", ref, credentialsKey(req.Credentials), req.Offline, req.FromRegistry)
 	res, err := p.preparing.Do(ctx, key, func(ctx context.Context) (*Result, error) {
 		w := newWatchdog(ctx, p.policy.StallTimeout)
 		defer w.stop()

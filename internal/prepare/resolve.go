@@ -40,13 +40,16 @@ func (p *Preparer) resolve(ctx context.Context, ref reference.Named, req Request
 		return nil, err
 	}
 	var failed error
-	for i, o := range origins {
+	tried := map[int]bool{}
+	for _, i := range order(ref, origins, req.FromRegistry) {
+		o := origins[i]
+		tried[i] = true
 		img, err := p.sources.Load(ctx, o, ref, image.Machine())
 		if err == nil && req.Offline {
 			err = p.missing(ctx, img, origins)
 		}
 		if err == nil {
-			r := p.resolved(img, req, ref, origins, i)
+			r := p.resolved(img, req, ref, origins, i, tried)
 			r.trusted = p.sources.Believes(ctx, o, ref, p.policy.Trusted)
 			return r, nil
 		}
@@ -58,9 +61,23 @@ func (p *Preparer) resolve(ctx context.Context, ref reference.Named, req Request
 	return nil, failed
 }
 
-// resolved is the image that the i-th origin has, after the others before it had
-// not.
-func (p *Preparer) resolved(img *image.Image, req Request, ref reference.Named, origins []sources.Origin, i int) *resolved {
+// order is the order in which the origins are asked what a reference names. Who got the
+// manifest from a registry wants that very image: a tag may name another one elsewhere.
+func order(ref reference.Named, origins []sources.Origin, fromRegistry bool) []int {
+	var first, then []int
+	_, byDigest := ref.(reference.Digested)
+	for i, o := range origins {
+		if o.Repository != nil || !fromRegistry || byDigest {
+			first = append(first, i)
+		} else {
+			then = append(then, i)
+		}
+	}
+	return append(first, then...)
+}
+
+// resolved is the image that the i-th origin has, after others that were tried had not.
+func (p *Preparer) resolved(img *image.Image, req Request, ref reference.Named, origins []sources.Origin, i int, tried map[int]bool) *resolved {
 	from := origins[i]
 	r := &resolved{Image: img, ref: ref}
 	if from.Repository != nil {
@@ -70,7 +87,7 @@ func (p *Preparer) resolved(img *image.Image, req Request, ref reference.Named, 
 	var failed []sources.Origin
 	var readers []indexstore.Reader
 	for n, o := range origins {
-		if o.Repository != nil && n < i {
+		if o.Repository != nil && n != i && tried[n] {
 			failed = append(failed, o)
 			continue
 		}

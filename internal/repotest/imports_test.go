@@ -28,6 +28,8 @@ var levels = map[string]int{
 	"internal/erofs":         1,
 	"internal/index/soci":    1,
 	"internal/index/toc":     1,
+	"internal/loopback":      1,
+	"internal/mirrorconf":    1,
 	"internal/profile":       1,
 
 	"internal/credentials":       2,
@@ -99,7 +101,7 @@ func TestImportsHaveTheirPlace(t *testing.T) {
 		imports string // a package, with all below it
 		only    []string
 	}{
-		{"net/http", []string{"internal/blob/registry", "internal/control", "internal/daemon"}},
+		{"net/http", []string{"internal/blob/registry", "internal/control", "internal/daemon", "internal/loopback"}},
 		{"github.com/prometheus", []string{"internal/daemon"}},
 		{"github.com/hanwen/go-fuse", []string{"internal/fusedev"}},
 		{module + "/internal/fusedev", []string{"internal/daemon", "internal/keeper"}},

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -41,26 +42,53 @@ func (s *Set) shows(ctx context.Context, l *ocidir.Layout, d digest.Digest) bool
 	return err == nil && public[d]
 }
 
-// Repositories returns the full names of the repositories that have images in the
-// attached layouts, sorted. Layouts that are not there have none.
-func (s *Set) Repositories(ctx context.Context) []string {
-	var all []string
-	for _, l := range s.attached() {
-		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
-		names, _ := l.Names(asking)
-		for _, name := range names {
-			ref, err := reference.ParseNamed(name)
-			if err != nil {
-				continue
-			}
-			if d, err := l.Resolve(asking, ref); err == nil && s.shows(asking, l, d) {
-				all = append(all, ref.Name())
+// Attached is a repository that has images in an attached layout.
+type Attached struct {
+	Name string // full name
+	// AfterRegistry means that the image's own registry is asked before all layouts that
+	// have the repository.
+	AfterRegistry bool
+}
+
+// Repositories returns the repositories that have images in the attached layouts, sorted
+// by name. Layouts that are not there have none.
+func (s *Set) Repositories(ctx context.Context) []Attached {
+	after := map[string]bool{}
+	registry := false
+	for _, p := range s.config.Places {
+		registry = registry || p == Registry && !s.config.Offline
+		l := s.layouts[p]
+		if l == nil || s.resting(p) {
+			continue
+		}
+		for _, name := range s.shown(ctx, l) {
+			if _, known := after[name]; !known {
+				after[name] = registry
 			}
 		}
-		cancel()
 	}
-	slices.Sort(all)
-	return slices.Compact(all)
+	all := make([]Attached, 0, len(after))
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		all = append(all, Attached{name, after[name]})
+	}
+	return all
+}
+
+// shown returns the repositories in a layout that may be shown.
+func (s *Set) shown(ctx context.Context, l *ocidir.Layout) (names []string) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+	defer cancel()
+	all, _ := l.Names(ctx)
+	for _, name := range all {
+		ref, err := reference.ParseNamed(name)
+		if err != nil {
+			continue
+		}
+		if d, err := l.Resolve(ctx, ref); err == nil && s.shows(ctx, l, d) {
+			names = append(names, ref.Name())
+		}
+	}
+	return names
 }
 
 // Manifest reads a manifest by tag or digest out of the attached layouts. Whoever

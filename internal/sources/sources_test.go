@@ -121,8 +121,8 @@ func TestAttached(t *testing.T) {
 		"/not/there", sources.Place(first), "registry", sources.Place(second), sources.Place(third),
 	}})
 	ctx := t.Context()
-	if got := s.Repositories(ctx); !slices.Equal(got, []string{name}) {
-		t.Errorf("repositories %q", got)
+	if got := s.Repositories(ctx); !slices.Equal(got, []sources.Attached{{Name: name}}) {
+		t.Errorf("repositories %v", got)
 	}
 	tags, err := s.Tags(ctx, name)
 	if err != nil || !slices.Equal(tags, []string{"v1", "v2"}) {
