@@ -36,12 +36,12 @@ func splitPath(text string) (path, name string) {
 }
 
 // openFiles opens an image in an OCI layout, or in an archive of one.
-func (o Opener) openFiles(ctx context.Context, path, name string) (*Opened, error) {
+func openFiles(ctx context.Context, path, name string, read load) (*Opened, error) {
 	l, release, err := openLayout(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	img, err := Load(ctx, l, name, o.Platform)
+	img, err := read(ctx, l, name)
 	if err != nil {
 		release()
 		return nil, err

@@ -138,11 +138,34 @@ var ErrName = errors.New("not the name of an image")
 // directory that is an OCI layout, a file that is an archive of one, docker://NAME
 // or just NAME for one in a registry. The error is [ErrName] if it is none of that.
 func (o Opener) Open(ctx context.Context, name string) (*Opened, error) {
-	open, err := o.opening(name)
+	return o.open(ctx, name, func(ctx context.Context, from Reader, asked string) (*Image, error) {
+		return Load(ctx, from, asked, o.Platform)
+	})
+}
+
+// Locate is Open for what need not be an image of the platform: the Image of what it
+// returns is nil.
+func (o Opener) Locate(ctx context.Context, name string) (*Opened, error) {
+	return o.open(ctx, name, func(ctx context.Context, from Reader, asked string) (*Image, error) {
+		_, err := from.Manifest(ctx, asked)
+		return nil, err
+	})
+}
+
+// load reads what is called so at a place.
+type load func(ctx context.Context, from Reader, asked string) (*Image, error)
+
+func (o Opener) open(ctx context.Context, name string, read load) (*Opened, error) {
+	p, err := parse(name)
 	if err != nil {
 		return nil, err
 	}
-	img, err := open(ctx)
+	var img *Opened
+	if p.ref != nil {
+		img, err = o.openNamed(ctx, p.ref, read)
+	} else {
+		img, err = openFiles(ctx, p.path, p.in, read)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading image %s: %w", name, err)
 	}
@@ -150,35 +173,39 @@ func (o Opener) Open(ctx context.Context, name string) (*Opened, error) {
 	return img, nil
 }
 
-func (o Opener) opening(name string) (func(context.Context) (*Opened, error), error) {
-	files := func(path, name string) (func(context.Context) (*Opened, error), error) {
-		return func(ctx context.Context) (*Opened, error) { return o.openFiles(ctx, path, name) }, nil
-	}
+// parsed is a name of an image: a reference, or a path and what it is called there.
+type parsed struct {
+	ref      reference.Named
+	path, in string
+}
+
+func parse(name string) (parsed, error) {
 	rest, isDocker := strings.CutPrefix(name, dockerPrefix)
 	for _, prefix := range []string{layoutPrefix, archivePrefix} {
 		if path, ok := strings.CutPrefix(name, prefix); ok {
 			if path == "" {
-				return nil, fmt.Errorf("%q is %w: there is no path", name, ErrName)
+				return parsed{}, fmt.Errorf("%q is %w: there is no path", name, ErrName)
 			}
-			return files(splitPath(path))
+			path, in := splitPath(path)
+			return parsed{path: path, in: in}, nil
 		}
 	}
 	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(otherTransports(), scheme) {
-		return nil, fmt.Errorf("%q is %w: of what is not in a registry only oci: and oci-archive: can be read", name, ErrName)
+		return parsed{}, fmt.Errorf("%q is %w: of what is not in a registry only oci: and oci-archive: can be read", name, ErrName)
 	}
 	if !isDocker {
 		switch {
 		case isLayout(name), isArchive(name):
-			return files(name, "")
+			return parsed{path: name}, nil
 		case filepath.IsAbs(name) || strings.HasPrefix(name, "."):
-			return nil, fmt.Errorf("%q is %w: no OCI layout and no archive of one", name, ErrName)
+			return parsed{}, fmt.Errorf("%q is %w: no OCI layout and no archive of one", name, ErrName)
 		}
 	}
 	ref, err := reference.ParseNormalizedNamed(rest)
 	if err != nil {
-		return nil, fmt.Errorf("%q is %w: %w", name, ErrName, err)
+		return parsed{}, fmt.Errorf("%q is %w: %w", name, ErrName, err)
 	}
-	return func(ctx context.Context) (*Opened, error) { return o.openNamed(ctx, ref) }, nil
+	return parsed{ref: ref}, nil
 }
 
 // otherTransports are prefixes that other tools know, and that would be taken for
@@ -212,7 +239,7 @@ func isArchive(path string) bool {
 }
 
 // openNamed asks the endpoints of a reference, mirrors first.
-func (o Opener) openNamed(ctx context.Context, ref reference.Named) (*Opened, error) {
+func (o Opener) openNamed(ctx context.Context, ref reference.Named, read load) (*Opened, error) {
 	all, err := o.Registry.Endpoints(ref, nil)
 	if err != nil {
 		return nil, err
@@ -222,7 +249,7 @@ func (o Opener) openNamed(ctx context.Context, ref reference.Named) (*Opened, er
 	}
 	var failed error
 	for i, r := range all {
-		img, err := Load(ctx, r, TagOrDigest(ref), o.Platform)
+		img, err := read(ctx, r, TagOrDigest(ref))
 		if err == nil {
 			return &Opened{Image: img, Asked: TagOrDigest(ref), Repositories: slices.Concat(all[i:], all[:i])}, nil
 		}

@@ -217,11 +217,11 @@ func (i *Image) publishIndex(ctx context.Context, p Publication) (digest.Digest,
 }
 
 // repository is where to publish to.
-func (i *Image) repository() (*registry.Repository, error) {
-	if r, ok := i.from.(*registry.Repository); ok {
+func (i *Image) repository() (Pusher, error) {
+	if r, ok := i.from.(Pusher); ok {
 		return r, nil
 	}
-	return nil, fmt.Errorf("%s is no registry", i.from)
+	return nil, fmt.Errorf("%s takes no documents", i.from)
 }
 
 // descriptor is what refers to the image.

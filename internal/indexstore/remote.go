@@ -36,8 +36,17 @@ func copyBlob(ctx context.Context, repo blob.Source, desc blob.Descriptor, limit
 	return nil
 }
 
+// Pusher is where documents are uploaded to.
+type Pusher interface {
+	Reader
+	PushBlob(ctx context.Context, desc blob.Descriptor, content func() (io.ReadCloser, error)) error
+	PushManifest(ctx context.Context, mediaType string, body []byte, tagOrDigest string) (digest.Digest, error)
+}
+
+var _ Pusher = (*registry.Repository)(nil)
+
 // pushContent uploads a document.
-func pushContent(ctx context.Context, repo *registry.Repository, c Content) (blob.Descriptor, error) {
+func pushContent(ctx context.Context, repo Pusher, c Content) (blob.Descriptor, error) {
 	digester := digest.Canonical.Digester()
 	n, err := io.Copy(digester.Hash(), contextReader{ctx, reader(c)})
 	if err == nil && n < c.Size() {
@@ -52,7 +61,7 @@ func pushContent(ctx context.Context, repo *registry.Repository, c Content) (blo
 
 // pushLayers uploads the documents about layers, and returns what a manifest says
 // of them: the ZTOCs, in the order of the layers, then what goes with them.
-func pushLayers(ctx context.Context, repo *registry.Repository, layers []LayerDocuments) ([]v1.Descriptor, error) {
+func pushLayers(ctx context.Context, repo Pusher, layers []LayerDocuments) ([]v1.Descriptor, error) {
 	var ztocs, digests []v1.Descriptor
 	for _, l := range layers {
 		if _, err := encoded(l.Layer.Digest); err != nil {
@@ -82,7 +91,7 @@ func pushLayers(ctx context.Context, repo *registry.Repository, layers []LayerDo
 
 // pushIndex uploads the documents about layers and the manifest that lists them,
 // under a tag. It does nothing if there are none.
-func pushIndex(ctx context.Context, repo *registry.Repository, created time.Time, layers []LayerDocuments, tag string) error {
+func pushIndex(ctx context.Context, repo Pusher, created time.Time, layers []LayerDocuments, tag string) error {
 	list, err := pushLayers(ctx, repo, layers)
 	if err != nil || len(list) == 0 {
 		return err
@@ -96,7 +105,7 @@ func pushIndex(ctx context.Context, repo *registry.Repository, created time.Time
 }
 
 // pushProfile uploads the profile and its manifest, if there is one.
-func pushProfile(ctx context.Context, repo *registry.Repository, p Publication, subject *v1.Descriptor, tag string) error {
+func pushProfile(ctx context.Context, repo Pusher, p Publication, subject *v1.Descriptor, tag string) error {
 	if p.Profile == nil {
 		return nil
 	}
@@ -115,7 +124,7 @@ func pushProfile(ctx context.Context, repo *registry.Repository, p Publication, 
 
 // pushManifest uploads a manifest whose config is an empty object, and returns its
 // digest.
-func pushManifest(ctx context.Context, repo *registry.Repository, body []byte, tag string) (digest.Digest, error) {
+func pushManifest(ctx context.Context, repo Pusher, body []byte, tag string) (digest.Digest, error) {
 	if _, err := pushContent(ctx, repo, bytes.NewReader(v1.DescriptorEmptyJSON.Data)); err != nil {
 		return "", err
 	}

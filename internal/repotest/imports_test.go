@@ -50,6 +50,7 @@ var levels = map[string]int{
 	"internal/unpack":      3,
 	"internal/verify":      3,
 	"internal/config":      4,
+	"internal/bundle":      4,
 	"internal/fill":        4,
 	"internal/sharedstore": 4,
 	"internal/indexer":     4,

@@ -4,6 +4,7 @@ package ocidir
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -64,6 +65,35 @@ func Copy(ctx context.Context, w io.Writer, desc blob.Descriptor, content io.Rea
 	}
 	if got := fmt.Sprintf("%x", verifier.Sum(nil)); got != desc.Digest.Encoded() {
 		return fmt.Errorf("it has digest %s:%s: %w", desc.Digest.Algorithm(), got, blob.ErrCorrupt)
+	}
+	return nil
+}
+
+// Check reads a blob from a source, and compares it with its digest: the error is
+// [blob.ErrCorrupt] if it is another, or that of reading it.
+func Check(ctx context.Context, src blob.Source, desc blob.Descriptor, progress func(done int64)) error {
+	rc, err := src.Open(ctx, desc, 0, desc.Size)
+	if err != nil {
+		return err
+	}
+	defer rc.Close() //nolint:errcheck // read only
+	verifier := desc.Digest.Verifier()
+	buf := make([]byte, 1<<20)
+	for done := int64(0); ; {
+		n, err := rc.Read(buf)
+		_, _ = verifier.Write(buf[:n]) // never fails
+		if done += int64(n); n > 0 {
+			progress(done)
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !verifier.Verified() {
+		return fmt.Errorf("its content does not have this digest: %w", blob.ErrCorrupt)
 	}
 	return nil
 }

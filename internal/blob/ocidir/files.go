@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,7 @@ func (f *file) whole(limit int64) ([]byte, error) {
 // files opens the files of a layout by their slash-separated paths.
 type files interface {
 	open(name string) (*file, error)
+	all() (map[string]int64, error)
 }
 
 // files finds out what is at the layout's path now. It may hang.
@@ -117,6 +119,26 @@ func (d directory) open(name string) (*file, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return &file{f: f, id: id}, nil
+}
+
+func (d directory) all() (map[string]int64, error) {
+	all := map[string]int64{}
+	err := filepath.WalkDir(string(d), func(p string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(string(d), p)
+		all[filepath.ToSlash(name)] = info.Size()
+		if len(all) > maxEntries {
+			err = fmt.Errorf("it has more than %d files", maxEntries)
+		}
+		return err
+	})
+	return all, err
 }
 
 // table is what an archive holds.
@@ -201,6 +223,14 @@ func isCompressed(head []byte) bool {
 		}
 	}
 	return false
+}
+
+func (a *archive) all() (map[string]int64, error) {
+	all := make(map[string]int64, len(a.table.entries))
+	for name, r := range a.table.entries {
+		all[name] = r.Length
+	}
+	return all, nil
 }
 
 func (a *archive) open(name string) (*file, error) {

@@ -120,16 +120,56 @@ func (l *Layout) readIndex(ctx context.Context) (*index, error) {
 	}, nil)
 }
 
-// containerdName is how tools of containerd and Docker note the full name of an
+// CheckVersion reads which version of the layout it is: an error if it is one that this
+// program does not know.
+func (l *Layout) CheckVersion(ctx context.Context) error {
+	body, err := await(ctx, l.calls, func() ([]byte, error) {
+		f, err := l.open(v1.ImageLayoutFile)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close() //nolint:errcheck // read only
+		return f.whole(1 << 16)
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("reading %s of %s: %w", v1.ImageLayoutFile, l, err)
+	}
+	var doc v1.ImageLayout
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return fmt.Errorf("parsing %s of %s: %w", v1.ImageLayoutFile, l, err)
+	}
+	if doc.Version != v1.ImageLayoutVersion {
+		return fmt.Errorf("%s is an OCI layout of version %q; only %s is known", l, doc.Version, v1.ImageLayoutVersion)
+	}
+	return nil
+}
+
+// Files returns the names of all files of the layout, with their sizes in bytes, at
+// most a million.
+func (l *Layout) Files(ctx context.Context) (map[string]int64, error) {
+	all, err := await(ctx, l.calls, func() (map[string]int64, error) {
+		files, err := l.files()
+		if err != nil {
+			return nil, err
+		}
+		return files.all()
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", l, err)
+	}
+	return all, nil
+}
+
+// ContainerdName is how tools of containerd and Docker note the full name of an
 // image: github.com/containerd/containerd, core/images/annotations.go.
-const containerdName = "io.containerd.image.name"
+const ContainerdName = "io.containerd.image.name"
 
 // named finds the manifests that have a full name. Of two with the same name the
 // first counts.
 func named(content v1.Index) map[string]v1.Descriptor {
 	all := map[string]v1.Descriptor{}
 	for _, m := range content.Manifests {
-		for _, key := range []string{containerdName, v1.AnnotationRefName} {
+		for _, key := range []string{ContainerdName, v1.AnnotationRefName} {
 			if name, ok := FullName(m.Annotations[key]); ok {
 				if _, taken := all[name]; !taken {
 					all[name] = m

@@ -117,7 +117,7 @@ func (w *Writer) Put(ctx context.Context, desc blob.Descriptor, content io.Reade
 			err = fmt.Errorf("storing blob %s in %s: %w", desc.Digest, w.path, errors.Join(err, os.Remove(f.Name())))
 		}
 	}()
-	err = Copy(ctx, f, desc, content)
+	err = Copy(ctx, &writeBehind{f: f}, desc, content)
 	if err == nil {
 		err = errors.Join(f.Chmod(0o644), f.Sync())
 	}
