@@ -14,12 +14,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/holdfast/holdfast/internal/blob"
@@ -117,6 +120,9 @@ func (s *Set) Origins(ref reference.Named, creds *registry.Credentials, offline 
 	var list, last []Origin
 	for _, p := range s.config.Places {
 		if l := s.layouts[p]; l != nil {
+			if l == s.pins && !pinned(s.config.Pins) {
+				continue
+			}
 			o := Origin{Place: p, Layout: l, Trusted: slices.Contains(s.config.Trusted, p), pins: l == s.pins}
 			if s.resting(p) {
 				last = append(last, o)
@@ -141,6 +147,13 @@ func (s *Set) Origins(ref reference.Named, creds *registry.Credentials, offline 
 		return nil, ErrOffline
 	}
 	return list, nil
+}
+
+// pinned reports whether anything was ever pinned: a source that is not there would be
+// asked for every chunk.
+func pinned(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, v1.ImageIndexFile))
+	return err == nil
 }
 
 func (s *Set) repositories(p Place, ref reference.Named, creds *registry.Credentials) ([]*registry.Repository, error) {

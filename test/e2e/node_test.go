@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,7 @@ type nodeOptions struct {
 	// others, as it is where systemd runs.
 	shared   bool
 	settings string // more of the daemon's configuration
+	confDir  string // where in the node's directory registries.conf.d is, if it has one
 }
 
 // newNode sets up a node; its daemon does not run yet. At the end of the test
@@ -74,7 +76,7 @@ func newNode(t *testing.T, o nodeOptions) *node {
 		t.Fatal(err)
 	}
 	settings := fmt.Sprintf("registries_conf = %q\nregistries_conf_dir = %q\nruntimes = [\"podman\", %q]\nruntime_roots = %s\n",
-		n.path("registries.conf"), n.path("none"), self(t), tomlList(n.path("client", "root"), n.path("podman", "root")))
+		n.path("registries.conf"), n.path(cmp.Or(o.confDir, "none")), self(t), tomlList(n.path("client", "root"), n.path("podman", "root")))
 	if !o.untrusted {
 		settings += fmt.Sprintf("trusted = [%q]\n", n.registry.Host())
 	}

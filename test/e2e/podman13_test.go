@@ -14,7 +14,7 @@ import (
 
 // enter runs a program in the root file system $1. It sees the machine, with the
 // directories $2 and $3, at their own places, and mounts that are made in them
-// later. No chroot: those who are in one may not make user namespaces.
+// later, and with $2/registries.conf.d as its own, if there is one. No chroot: those who are in one may not make user namespaces.
 const enter = `set -e
 root=$1 dir=$2 bin=$3
 shift 3
@@ -25,6 +25,7 @@ mount --rbind /dev "$root/dev"
 for d in run tmp var/tmp; do mount -t tmpfs tmpfs "$root/$d"; done
 for d in "$dir" "$bin"; do mkdir -p "$root$d"; mount --rbind "$d" "$root$d"; done
 printf '127.0.0.1 localhost\n' > "$root/run/hosts"
+if [ -d "$dir/registries.conf.d" ]; then mount --bind "$dir/registries.conf.d" "$root/etc/containers/registries.conf.d"; fi
 touch "$root/etc/hosts"
 mount --bind "$root/run/hosts" "$root/etc/hosts"
 mkdir "$root/run/old"

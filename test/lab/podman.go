@@ -24,6 +24,8 @@ type Podman struct {
 // PodmanOptions says what a Podman is told.
 type PodmanOptions struct {
 	ImageStore string // additional image store, "" for none
+	// MoreStores are further ones, looked into after that.
+	MoreStores []string
 	Hook       string // pull hook, "" for none
 	// HookConfig is the configuration of the daemon that the hook talks to.
 	HookConfig string
@@ -48,8 +50,12 @@ func (o PodmanOptions) registriesConf() string {
 func NewPodman(dir string, o PodmanOptions) (*Podman, error) {
 	storage := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n",
 		filepath.Join(dir, "root"), filepath.Join(dir, "run"))
+	stores := o.MoreStores
 	if o.ImageStore != "" {
-		storage += fmt.Sprintf("[storage.options]\nadditionalimagestores = [%q]\n", o.ImageStore)
+		stores = slices.Insert(slices.Clone(stores), 0, o.ImageStore)
+	}
+	if len(stores) > 0 {
+		storage += fmt.Sprintf("[storage.options]\nadditionalimagestores = [\"%s\"]\n", strings.Join(stores, `", "`))
 	}
 	for name, content := range map[string]string{
 		"storage.conf":    storage,
