@@ -189,7 +189,7 @@ func (o *bundling) documents(ctx context.Context, to indexstore.Pusher, opened *
 func (o *bundling) profile(opened *image.Opened) ([]byte, error) {
 	dir := filepath.Join(o.config.Root, "profiles")
 	if _, err := os.Stat(dir); err != nil {
-		return nil, nil // no node, or another user's
+		return nil, nil //nolint:nilerr // no node, or another user's
 	}
 	store, err := profile.OpenStore(dir)
 	if errors.Is(err, fs.ErrPermission) {

@@ -105,7 +105,7 @@ func Verify(ctx context.Context, l *ocidir.Layout, progress func(d digest.Digest
 
 // walk notes what a manifest and all that it leads to need.
 func (v *verification) walk(ctx context.Context, d v1.Descriptor, name string, optional bool) error {
-	if d.Digest.Validate() != nil {
+	if sound := d.Digest.Validate() == nil; !sound {
 		v.wrong(fmt.Sprintf("manifest %q", d.Digest), map[string]bool{name: true}, "that is no digest")
 		return nil
 	}
@@ -117,7 +117,7 @@ func (v *verification) walk(ctx context.Context, d v1.Descriptor, name string, o
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return nil // told when all blobs are compared
+		return nil //nolint:nilerr // told when all blobs are compared
 	}
 	manifests, blobs, err := ocidir.Children(m)
 	if err != nil {

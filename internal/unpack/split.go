@@ -23,9 +23,13 @@ func split(plain io.Reader, to io.Writer) (contents int, err error) {
 		return 0, err
 	}
 	counting := &counter{Packer: storage.NewJSONPacker(z)}
-	tarStream, err := asm.NewInputTarStream(plain, counting, storage.NewDiscardFilePutter())
+	tarStream, done, err := asm.NewInputTarStreamWithDone(plain, counting, storage.NewDiscardFilePutter())
 	if err == nil {
 		_, err = io.Copy(io.Discard, tarStream)
+		if packing := <-done; err == nil { // it writes until then
+			err = packing
+		}
+		_ = tarStream.Close() // all of it has been read, or it has failed
 	}
 	if errors.Is(err, storage.ErrDuplicatePath) {
 		counting.contents = -1

@@ -74,7 +74,7 @@ func Layer(ctx context.Context, r io.Reader, size int64, dir string, options Opt
 			return nil, fmt.Errorf("unpacking layer: %w", err)
 		}
 	}
-	var plain io.Writer = io.Discard
+	plain := io.Discard
 	var g errgroup.Group
 	end := func(error) {}
 	contents := -1

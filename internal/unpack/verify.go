@@ -145,7 +145,7 @@ func (c *comparison) attributes(path string, want *index.Inode) error {
 		return c.differs(path, "belongs to %d:%d, not %d:%d", st.Uid, st.Gid, want.UID, want.GID)
 	case kind == unix.S_IFREG && st.Size != want.Size:
 		return c.differs(path, "has %d bytes, not %d", st.Size, want.Size)
-	case kind != unix.S_IFDIR && uint32(st.Nlink) != want.Nlink: //nolint:gosec,unconvert // its type depends on the architecture
+	case kind != unix.S_IFDIR && uint32(st.Nlink) != want.Nlink: //nolint:gosec // its type depends on the architecture
 		return c.differs(path, "has %d names, not %d", st.Nlink, want.Nlink)
 	case (kind == unix.S_IFCHR || kind == unix.S_IFBLK) && st.Rdev != unix.Mkdev(want.Major, want.Minor):
 		return c.differs(path, "is another device")

@@ -138,6 +138,7 @@ func phases() []phase {
 		{"unmodified", true, (*bench).measureUnmodified},
 		{"build", true, (*bench).measureBuild},
 		{"update", true, (*bench).measureUpdate},
+		{"storage", true, (*bench).measureStorage},
 	}
 }
 

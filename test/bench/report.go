@@ -47,6 +47,8 @@ type report struct {
 	Unmodified unmodified `json:"unmodified"`
 	Build      []built    `json:"build"`
 	Update     []update   `json:"update"`
+	// Of image stores and bundles.
+	Storing storing `json:"storing"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -117,6 +119,12 @@ func (r *report) judge() []bar {
 	for _, n := range r.Update {
 		add(true, atMost, n.bar)
 	}
+	st := &r.Storing
+	add(len(st.Add) > 0, atMost, st.addBar)
+	add(len(st.Add) > 0, atMost, st.secondBar)
+	add(len(st.Add) > 0, atMost, st.tenBar)
+	add(len(st.Create) > 0, atLeast, st.createBar)
+	add(len(st.Create) > 0, atLeast, st.verifyBar)
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
 	for _, hook := range []struct{ name, what string }{
 		{"excluded", "an excluded pull, hook and daemon up, takes longer by"},

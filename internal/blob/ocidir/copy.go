@@ -58,7 +58,7 @@ func Copy(ctx context.Context, w io.Writer, desc blob.Descriptor, content io.Rea
 		return failed
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF: //nolint:errorlint // as io.ReadFull has them
+	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF: // as io.ReadFull has them
 		return err
 	case size != desc.Size:
 		return fmt.Errorf("it does not have %d bytes: %w", desc.Size, blob.ErrCorrupt)
