@@ -24,6 +24,7 @@ import (
 type adding struct {
 	*globals
 	name      string
+	from      string // another image store
 	platforms []string
 }
 
@@ -41,6 +42,7 @@ Of an image for several platforms, name those that are wanted with --platform: t
 first gets the name, the others are found by their digests.
 ` + imageHelp + exitCodes,
 		Example: `  holdfast store add /mnt/images quay.io/models/llama:8b
+  holdfast store add /mnt/images --from /mnt/other quay.io/models/llama:8b
   holdfast store add /mnt/images ./app.tar --name registry.example.com/team/app:v1
   holdfast store add /mnt/images quay.io/app:v1 --platform linux/amd64 --platform linux/arm64`,
 		Args: args(cobra.MinimumNArgs(2)),
@@ -52,6 +54,8 @@ first gets the name, the others are found by their digests.
 			return errors.Join(g.print(cmd.OutOrStdout(), added, func() error { return printAdded(cmd.OutOrStdout(), added) }), err)
 		},
 	})
+	cmd.Flags().StringVar(&o.from, "from", "", "the `path` of another image store that has the images")
+	_ = cmd.MarkFlagDirname("from") // it exists
 	cmd.Flags().StringVar(&o.name, "name", "", "the full `name` of an image that has none, in an OCI layout or an archive")
 	cmd.Flags().StringArrayVar(&o.platforms, "platform", []string{image.Machine().String()}, "a `platform` of an image that has several, OS/ARCHITECTURE[/VARIANT] (repeatable)")
 	return cmd
@@ -63,6 +67,9 @@ func (o *adding) run(ctx context.Context, path string, names []string) ([]*share
 	s, err := sharedstore.Open(path)
 	if err != nil {
 		return all, err
+	}
+	if o.from != "" {
+		return o.copy(ctx, s, names)
 	}
 	cfg, err := config.Load(o.config)
 	if err != nil {
@@ -86,6 +93,29 @@ func (o *adding) run(ctx context.Context, path string, names []string) ([]*share
 			}
 			all = append(all, added)
 		}
+	}
+	return all, nil
+}
+
+// copy adds images of another store.
+func (o *adding) copy(ctx context.Context, s *sharedstore.Store, names []string) ([]*sharedstore.Added, error) {
+	all := []*sharedstore.Added{}
+	from, err := sharedstore.Open(o.from)
+	if err != nil {
+		return all, err
+	}
+	bars := o.bars()
+	defer bars.stop()
+	for _, name := range names {
+		img, err := from.Image(name)
+		if err != nil {
+			return all, err
+		}
+		added, err := s.Add(ctx, img, bars.show)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, added)
 	}
 	return all, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/config"
+	"github.com/holdfast/holdfast/internal/mirrorconf"
 	"github.com/holdfast/holdfast/internal/uninstall"
 )
 
@@ -46,7 +47,7 @@ Running it again does no harm.
 			if err != nil {
 				return fmt.Errorf("uninstalling: %w", err)
 			}
-			u := uninstalled{r, installedFiles(g.config)}
+			u := uninstalled{r, installedFiles(g.config, mirrorconf.Config{ConfDir: cfg.RegistriesConfDir})}
 			return g.print(cmd.OutOrStdout(), u, func() error { return u.print(cmd.OutOrStdout()) })
 		},
 	}
@@ -56,9 +57,10 @@ Running it again does no harm.
 
 // installedFiles are the files of `make install` that exist. First what others
 // would start, or make again.
-func installedFiles(configPath string) []string {
+func installedFiles(configPath string, mirrors mirrorconf.Config) []string {
 	all := []string{
 		"/etc/containers/registries.conf.d/50-holdfast.conf",
+		filepath.Join(mirrors.Dir(), mirrorconf.FileName), // gone, unless the daemon was killed
 		"/etc/systemd/system/holdfast.service",
 		"/etc/tmpfiles.d/holdfast.conf",
 		configPath,

@@ -544,3 +544,43 @@ func sign(t *testing.T, dir string, d digest.Digest) {
 	}
 	write(t, index, text)
 }
+
+// An image goes from one store to another.
+func TestFromAnotherStore(t *testing.T) {
+	from, to := create(t), create(t)
+	m := makeImage(t, app, testimage.Gzip, tree(1), tree(2))
+	_, manifest, err := m.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign(t, m.dir, digest.FromBytes(manifest))
+	first := mustAdd(t, from, m)
+	img, err := from.Image(app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := to.Add(t.Context(), img, noProgress)
+	if err != nil || a.ID != first.ID || a.Digest != first.Digest || a.Made != 2 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	clean(t, to)
+	if got := runtime(t, to.Root()); !slices.Equal(got, []string{app}) {
+		t.Errorf("a runtime sees %q", got)
+	}
+	if again, err := to.Image(app); err != nil || len(again.Signatures) != 1 || !slices.Equal(again.Signatures[0], img.Signatures[0]) {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if _, err := from.Image(other); !errors.Is(err, sharedstore.ErrUnknown) {
+		t.Error(err)
+	}
+	// What is damaged there does not get here.
+	name := filepath.Join(from.Root(), "overlay", layersOf(t, from, 0), "diff", "d", "file")
+	if err := os.WriteFile(name, make([]byte, 10_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	third := create(t)
+	if _, err := third.Add(t.Context(), img, noProgress); err == nil {
+		t.Error("took a damaged layer")
+	}
+	clean(t, third)
+}

@@ -54,8 +54,8 @@ func (c *counter) AddEntry(e storage.Entry) (int, error) {
 	return c.Packer.AddEntry(e)
 }
 
-// join puts a tar together again from a tree and what split has written.
-func join(diff string, split io.Reader, to io.Writer) error {
+// Join puts a tar together again from a tree and its tar-split, and writes it to to.
+func Join(diff string, split io.Reader, to io.Writer) error {
 	z, err := gzip.NewReader(split)
 	if err != nil {
 		return fmt.Errorf("reading tar-split: %w", err)

@@ -31,7 +31,7 @@ func Verify(ctx context.Context, diff string, tarSplit io.Reader, size int64, ke
 	pr, pw := io.Pipe()
 	var g errgroup.Group
 	g.Go(func() error {
-		err := join(diff, tarSplit, pw)
+		err := Join(diff, tarSplit, pw)
 		pw.CloseWithError(err)
 		return err
 	})

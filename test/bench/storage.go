@@ -65,6 +65,9 @@ func (b *bench) measureStorage(ctx context.Context) (err error) {
 	if err := s.nodes(ctx); err != nil {
 		return err
 	}
+	if err := stand.Daemon.Start(ctx); err != nil { // without its store the stand's own Podman does not even end
+		return err
+	}
 	for range b.pairs {
 		if err := joined(s.disk(), s.bundle(ctx)); err != nil {
 			return err

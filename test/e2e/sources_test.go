@@ -51,8 +51,11 @@ func newOffline(t *testing.T, f testimage.Format) *offline {
 }
 
 // told reports whether the runtimes have been told of the stick.
-func (o *offline) told() bool {
-	_, err := os.Stat(o.path("registries.conf.d", "90-holdfast-sources.conf"))
+func (o *offline) told() bool { return o.node.told("registries.conf.d") }
+
+// told reports whether the runtimes have been told that something is attached.
+func (n *node) told(confDir string) bool {
+	_, err := os.Stat(n.path(confDir, "90-holdfast-sources.conf"))
 	return err == nil
 }
 

@@ -3,67 +3,90 @@
 package ocidir
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/holdfast/holdfast/internal/blob"
 )
 
-// Copy copies a blob to w, which is [blob.ErrCorrupt] if it turns out not to be
-// what its digest and its size say. It reads and hashes while it writes.
+// How much of a blob is on its way from its source to its end, in pieces of bytes.
+const pieces, pieceSize = 6, 1 << 20
+
+// Copy copies a blob to w, which is [blob.ErrCorrupt] if it turns out not to be what its
+// digest and its size say. Reading, hashing and writing go on side by side. When it
+// returns it uses content and w no more.
 func Copy(ctx context.Context, w io.Writer, desc blob.Descriptor, content io.Reader) error {
-	const pieces, pieceSize = 4, 1 << 20
 	if err := desc.Digest.Validate(); err != nil {
 		return fmt.Errorf("digest %q: %w", desc.Digest, err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	free, full := make(chan []byte, pieces), make(chan []byte, pieces)
+	g, ctx := errgroup.WithContext(ctx)
+	free, read, hashed := make(chan []byte, pieces), make(chan []byte, pieces), make(chan []byte, pieces)
 	for range pieces {
 		free <- make([]byte, pieceSize)
 	}
-	written := make(chan error, 1)
-	go func() {
-		var failed error
-		for p := range full {
-			if failed == nil {
-				if _, failed = w.Write(p); failed != nil {
-					cancel(failed)
-				}
+	var failed error // of reading; it is there when read is closed
+	g.Go(func() error {
+		defer close(read)
+		failed = readPieces(ctx, content, free, read)
+		return failed
+	})
+	g.Go(func() error {
+		defer close(hashed)
+		err := hashPieces(desc, read, hashed)
+		return cmp.Or(failed, err)
+	})
+	g.Go(func() error {
+		for p := range hashed {
+			if _, err := w.Write(p); err != nil {
+				return err
 			}
-			free <- p[:pieceSize]
+			free <- p[:pieceSize] // there is room for all
 		}
-		written <- failed
-	}()
+		return nil
+	})
+	return g.Wait()
+}
+
+// readPieces reads to the end.
+func readPieces(ctx context.Context, content io.Reader, free <-chan []byte, to chan<- []byte) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case p := <-free:
+			n, err := io.ReadFull(content, p)
+			to <- p[:n] // there is room for all
+			switch {
+			case err == io.EOF, err == io.ErrUnexpectedEOF: //nolint:errorlint // as io.ReadFull has them: the last piece
+				return nil
+			case err != nil:
+				return err
+			}
+		}
+	}
+}
+
+// hashPieces passes pieces on until they turn out not to be the blob's. If it ends early
+// the reader ends with the context.
+func hashPieces(desc blob.Descriptor, from <-chan []byte, to chan<- []byte) error {
 	verifier := desc.Digest.Algorithm().Hash()
 	var size int64
-	var err error
-	for err == nil && ctx.Err() == nil {
-		p := <-free
-		var n int
-		n, err = io.ReadFull(content, p)
-		_, _ = verifier.Write(p[:n]) // never fails
-		size += int64(n)
-		if size > desc.Size {
+	for p := range from {
+		_, _ = verifier.Write(p) // never fails
+		if size += int64(len(p)); size > desc.Size {
 			break
 		}
-		full <- p[:n]
+		to <- p // there is room for all
 	}
-	close(full)
-	failed := <-written
-	switch {
-	case failed != nil:
-		return failed
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF: // as io.ReadFull has them
-		return err
+	switch got := fmt.Sprintf("%x", verifier.Sum(nil)); {
 	case size != desc.Size:
 		return fmt.Errorf("it does not have %d bytes: %w", desc.Size, blob.ErrCorrupt)
-	}
-	if got := fmt.Sprintf("%x", verifier.Sum(nil)); got != desc.Digest.Encoded() {
+	case got != desc.Digest.Encoded():
 		return fmt.Errorf("it has digest %s:%s: %w", desc.Digest.Algorithm(), got, blob.ErrCorrupt)
 	}
 	return nil
@@ -76,24 +99,19 @@ func Check(ctx context.Context, src blob.Source, desc blob.Descriptor, progress 
 	if err != nil {
 		return err
 	}
-	defer rc.Close() //nolint:errcheck // read only
-	verifier := desc.Digest.Verifier()
-	buf := make([]byte, 1<<20)
-	for done := int64(0); ; {
-		n, err := rc.Read(buf)
-		_, _ = verifier.Write(buf[:n]) // never fails
-		if done += int64(n); n > 0 {
-			progress(done)
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if !verifier.Verified() {
-		return fmt.Errorf("its content does not have this digest: %w", blob.ErrCorrupt)
-	}
-	return nil
+	return errors.Join(Copy(ctx, io.Discard, desc, &counting{rc, 0, progress}), rc.Close())
+}
+
+// counting tells how much has been read.
+type counting struct {
+	r        io.Reader
+	done     int64
+	progress func(int64)
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	c.progress(c.done)
+	return n, err
 }
