@@ -3,7 +3,6 @@
 package ocidir
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +36,7 @@ func Copy(ctx context.Context, w io.Writer, desc blob.Descriptor, content io.Rea
 	})
 	g.Go(func() error {
 		defer close(hashed)
-		err := hashPieces(desc, read, hashed)
-		return cmp.Or(failed, err)
+		return hashPieces(desc, read, &failed, hashed)
 	})
 	g.Go(func() error {
 		for p := range hashed {
@@ -71,19 +69,21 @@ func readPieces(ctx context.Context, content io.Reader, free <-chan []byte, to c
 	}
 }
 
-// hashPieces passes pieces on until they turn out not to be the blob's. If it ends early
-// the reader ends with the context.
-func hashPieces(desc blob.Descriptor, from <-chan []byte, to chan<- []byte) error {
+// hashPieces passes pieces on until they turn out not to be the blob's. What the reading
+// came to is there when it has ended.
+func hashPieces(desc blob.Descriptor, from <-chan []byte, reading *error, to chan<- []byte) error {
 	verifier := desc.Digest.Algorithm().Hash()
 	var size int64
 	for p := range from {
 		_, _ = verifier.Write(p) // never fails
 		if size += int64(len(p)); size > desc.Size {
-			break
+			return fmt.Errorf("it has more than %d bytes: %w", desc.Size, blob.ErrCorrupt)
 		}
 		to <- p // there is room for all
 	}
 	switch got := fmt.Sprintf("%x", verifier.Sum(nil)); {
+	case *reading != nil:
+		return *reading
 	case size != desc.Size:
 		return fmt.Errorf("it does not have %d bytes: %w", desc.Size, blob.ErrCorrupt)
 	case got != desc.Digest.Encoded():
