@@ -37,6 +37,8 @@ needs() {
 		fusermount3 fuse3
 		mkfs.erofs erofs-utils
 		mkfs.xfs xfsprogs
+		mke2fs e2fsprogs
+		qemu-system-x86_64 qemu-system-x86
 		debootstrap debootstrap
 		newuidmap uidmap
 		systemd-analyze systemd
