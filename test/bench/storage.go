@@ -21,8 +21,8 @@ import (
 	"github.com/holdfast/holdfast/test/lab"
 )
 
-// storing is what image stores and bundles were measured to do. All commands read the
-// image from a registry on this machine, without the line.
+// storing is what image stores and bundles were measured to do. Stores read the image
+// from a registry on this machine, without the line; bundles from an OCI layout.
 type storing struct {
 	Size int64 `json:"size"` // of the layers' blobs, in bytes
 	// Add is holdfast store add, Copy skopeo copy to containers-storage, each until what
@@ -54,6 +54,9 @@ func (b *bench) measureStorage(ctx context.Context) (err error) {
 	}
 	defer func() { err = joined(err, stand.Close(ctx)) }()
 	s := &storageRun{b, stand, stand.Unshaped().Ref, &b.report.Storing}
+	if err := img.WriteLayout(stand.Dir("layout"), s.ref); err != nil {
+		return err
+	}
 	for _, l := range img.Layers {
 		s.r.Size += l.Descriptor.Size
 	}
@@ -158,7 +161,7 @@ func (s *storageRun) nodes(ctx context.Context) error {
 
 func (s *storageRun) bundle(ctx context.Context) error {
 	file := s.stand.Dir("bundle.tar")
-	took, err := s.holdfast(ctx, "bundle", "create", "-o", file, s.ref)
+	took, err := s.holdfast(ctx, "bundle", "create", "-o", file, "oci:"+s.stand.Dir("layout")+":"+s.ref)
 	if err != nil {
 		return err
 	}

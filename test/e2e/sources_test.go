@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/test/lab"
@@ -43,12 +46,19 @@ func newOffline(t *testing.T, f testimage.Format) *offline {
 	o.must(os.MkdirAll(o.path("registries.conf.d"), 0o755)) //nolint:gosec // as /etc
 	o.small = newSmall(t, convertTo(t, f))
 	o.stick = o.path("stick")
-	o.must(o.WriteLayout(o.stick, nowhere))
+	o.must(o.WriteLayout(o.path("media"), nowhere))
+	o.must(os.Mkdir(o.stick, 0o700))
+	o.plugIn()
+	t.Cleanup(func() { _ = unix.Unmount(o.stick, unix.MNT_DETACH) }) // it may be pulled
 	o.configure(fmt.Sprintf("sources = [%q]\ntrusted_sources = [%q]\nsource_registry = %q\n", o.stick, o.stick, freePort(t)))
 	o.node.start()
 	o.await("the runtimes to be told", o.told)
 	return o
 }
+
+// plugIn mounts the stick; unplug takes it away under whoever reads from it.
+func (o *offline) plugIn() { o.must(unix.Mount(o.path("media"), o.stick, "", unix.MS_BIND, "")) }
+func (o *offline) unplug() { o.must(unix.Unmount(o.stick, unix.MNT_DETACH)) }
 
 // told reports whether the runtimes have been told of the stick.
 func (o *offline) told() bool { return o.node.told("registries.conf.d") }
@@ -119,14 +129,21 @@ func TestStickIsPulled(t *testing.T) {
 	}
 	p := o.newPodman13("podman", true)
 	o.pullWith(p, nowhere)
-	o.must(os.Rename(o.stick, o.stick+".away"))
+	o.unplug()
 	o.await("the runtimes to be told", func() bool { return !o.told() })
-	back := make(chan error, 1)
-	go func() { back <- os.Rename(o.stick+".away", o.stick) }()
-	if out, err := o.run(p, nowhere, checkSums); err != nil {
-		t.Errorf("%v: %s\n%s", err, out, o.log())
+	ran := make(chan error, 1)
+	go func() {
+		out, err := o.run(p, nowhere, checkSums)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		ran <- err
+	}()
+	time.Sleep(time.Second) // the container waits for its data by then
+	o.plugIn()
+	if err := <-ran; err != nil {
+		t.Errorf("%v\n%s", err, o.log())
 	}
-	o.must(<-back)
 	o.await("the runtimes to be told", o.told)
 }
 
