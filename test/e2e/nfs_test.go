@@ -166,7 +166,7 @@ func TestNFS(t *testing.T) {
 	}
 	id := digest.FromBytes(config).Encoded()
 	for what, want := range map[string]string{
-		"refused": "bin/ping", "verified": "1 images, 2 layers", "v4 images": id, "v3 images": id, "v4 run": "version", "v3 run": "version",
+		"refused": "bin/ping", "verified": "1 images, 2 layers", "v4 images": id, "v3 images": id, "v4 run": "holdfast ", "v3 run": "holdfast ",
 		"v4 tree": "d/kept d/replaced d/replaced/sub d/replaced/sub/new", "v3 tree": "d/kept d/replaced d/replaced/sub d/replaced/sub/new", "end": "",
 	} {
 		if got, ok := results[what]; !ok || !strings.Contains(got, want) || strings.Contains(what, "tree") && got != want {
