@@ -61,7 +61,7 @@ func (s *Set) Repositories(ctx context.Context) []Attached {
 		if l == nil || s.resting(p) {
 			continue
 		}
-		for _, name := range s.shown(ctx, l) {
+		for _, name := range s.shown(ctx, p, l) {
 			if _, known := after[name]; !known {
 				after[name] = registry
 			}
@@ -75,16 +75,19 @@ func (s *Set) Repositories(ctx context.Context) []Attached {
 }
 
 // shown returns the repositories in a layout that may be shown.
-func (s *Set) shown(ctx context.Context, l *ocidir.Layout) (names []string) {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+func (s *Set) shown(ctx context.Context, p Place, l *ocidir.Layout) (names []string) {
+	asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
 	defer cancel()
-	all, _ := l.Names(ctx)
+	all, err := l.Names(asking)
+	if s.judge(ctx, p, err) != nil {
+		return nil
+	}
 	for _, name := range all {
 		ref, err := reference.ParseNamed(name)
 		if err != nil {
 			continue
 		}
-		if d, err := l.Resolve(ctx, ref); err == nil && s.shows(ctx, l, d) {
+		if d, err := l.Resolve(asking, ref); err == nil && s.shows(asking, l, d) {
 			names = append(names, ref.Name())
 		}
 	}

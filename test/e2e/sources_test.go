@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast/holdfast/internal/prepare"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/test/lab"
 )
@@ -182,4 +183,20 @@ func TestBundle(t *testing.T) {
 	if left, err := filepath.Glob(n.path(".app.tar*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
 	}
+}
+
+// The indexes in a bundle make layers lazy that carry none; nobody else is asked.
+func TestBundleIsLazy(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	img := newSmall(t, convertTo(t, testimage.Gzip))
+	ref, file := n.push("app", img.Image), n.path("app.tar")
+	n.holdfast("bundle", "create", "-o", file, "--index", ref)
+	n.must(n.registry.Close())
+	n.configure(fmt.Sprintf("sources = [%q]\ntrusted_sources = [%q]\nsource_registry = \"\"\noffline = true\n", file, file))
+	n.start()
+	res := n.prepare(ref)
+	if got := res.Layers[1]; got.Action != prepare.Lazy || got.Reason != "soci" {
+		t.Errorf("%+v\n%s", got, n.log())
+	}
+	img.wantData(t, n.layerTree(res.Layers[1].Digest))
 }
