@@ -15,10 +15,10 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/ocidir"
+	"github.com/holdfast/holdfast/internal/filelock"
 )
 
 // ErrNotThere means that a bundle has nothing of a name.
@@ -107,7 +107,7 @@ func (a *ArtifactStore) List(ctx context.Context, change func([]v1.Descriptor) (
 		return fmt.Errorf("locking artifact store: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // ends the lock
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}); err != nil {
+	if err := filelock.Wait(ctx, f); err != nil {
 		return fmt.Errorf("locking artifact store: %w", err)
 	}
 	return a.Writer.List(ctx, func(have []v1.Descriptor) ([]v1.Descriptor, error) {

@@ -7,21 +7,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/filelock"
 )
 
-// The lock protocol of containers/storage (pkg/lockfile, rawfilelock_unix.go): an
-// fcntl lock on the whole file, and after a change 64 bytes at its start that
-// differ from those before. Its package is not used: it keeps one lock a file
-// and process, which could not also be the read-only lock of a reader, and its
-// waits cannot be ended.
+// The lock protocol of containers/storage (pkg/lockfile): the lock of package filelock,
+// and after a change 64 bytes at the file's start that differ from those before.
 const lastWriteSize = 64
 
 // lock takes the store's write lock, which excludes all readers of records.
@@ -45,24 +39,10 @@ func Lock(ctx context.Context, root string, list List) (unlock func(), err error
 	if err != nil {
 		return nil, fmt.Errorf("locking image store: %w", err)
 	}
-	unlock = func() { _ = f.Close() } // closing the description ends its lock
-	for {
-		l := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
-		if err == nil {
-			return unlock, nil
-		}
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR) {
-			unlock()
-			return nil, fmt.Errorf("locking image store %s: %w", root, err)
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			unlock()
-			return nil, fmt.Errorf("locking image store %s: %w", root, context.Cause(ctx))
-		}
+	if err := filelock.Wait(ctx, f); err != nil {
+		return nil, fmt.Errorf("locking image store %s: %w", root, errors.Join(err, f.Close()))
 	}
+	return func() { _ = f.Close() }, nil // that ends the lock
 }
 
 // ReadList reads a list of the store at root into records, a pointer to a slice.

@@ -13,6 +13,7 @@ import (
 var levels = map[string]int{
 	"internal/atomicfile": 0,
 	"internal/blob":       0,
+	"internal/filelock":   0,
 	"internal/index":      0,
 	"internal/inflate":    0,
 	"internal/refpattern": 0,

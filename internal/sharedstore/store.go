@@ -35,6 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/filelock"
 	"github.com/holdfast/holdfast/internal/imagestore"
 	"github.com/holdfast/holdfast/internal/unpack"
 )
@@ -182,9 +183,8 @@ func (s *Store) write(ctx context.Context, do func() error) (err error) {
 		return fmt.Errorf("writing to %s: %w", s.root, err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }() // ends the lock
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+	err = filelock.Try(f)
+	if errors.Is(err, filelock.ErrHeld) {
 		var by holder
 		if json.NewDecoder(io.LimitReader(f, 4096)).Decode(&by) != nil {
 			return fmt.Errorf("writing to %s: %w", s.root, ErrBusy)

@@ -15,10 +15,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/filelock"
 )
 
 // The file that a writer holds locked, and the directory of blobs on their way.
@@ -57,11 +57,9 @@ func Create(dir string) (_ *Writer, err error) {
 	if w.lock, err = os.OpenFile(filepath.Join(dir, writerLock), os.O_CREATE|os.O_RDWR, 0o644); err != nil { //nolint:gosec // as above
 		return nil, err
 	}
-	err = unix.FcntlFlock(w.lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+	if err := filelock.Try(w.lock); errors.Is(err, filelock.ErrHeld) {
 		return nil, ErrBusy
-	}
-	if err != nil {
+	} else if err != nil {
 		return nil, err
 	}
 	left, err := os.ReadDir(filepath.Join(dir, ingestDir))
