@@ -60,7 +60,7 @@ func readPieces(ctx context.Context, content io.Reader, free <-chan []byte, to c
 			n, err := io.ReadFull(content, p)
 			to <- p[:n] // there is room for all
 			switch {
-			case err == io.EOF, err == io.ErrUnexpectedEOF: //nolint:errorlint // as io.ReadFull has them: the last piece
+			case err == io.EOF, err == io.ErrUnexpectedEOF: // as io.ReadFull has them: the last piece
 				return nil
 			case err != nil:
 				return err
