@@ -49,7 +49,10 @@ const (
 	maxConnections = 256
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
-	endTimeout     = 2 * time.Second
+	// stallTimeout is how long a source may keep a client waiting: a client that gets
+	// nothing waits without end, one that gets an error goes on to the next place.
+	stallTimeout = 30 * time.Second
+	endTimeout   = 2 * time.Second
 )
 
 // Escape returns the name that a repository has in this registry; not ok if it cannot
@@ -301,8 +304,12 @@ func (s *server) blob(w http.ResponseWriter, r *http.Request, repository, ref st
 		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Offset, part.End()-1, desc.Size))
 	}
 	var body io.ReadCloser
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	stalled := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	defer stalled.Stop()
 	if r.Method == http.MethodGet {
-		if body, err = src.Open(r.Context(), desc, want.Offset, want.Length); err != nil {
+		if body, err = src.Open(ctx, desc, want.Offset, want.Length); err != nil {
 			return err
 		}
 		defer body.Close() //nolint:errcheck // read only; a broken stream shows in Read
@@ -312,11 +319,26 @@ func (s *server) blob(w http.ResponseWriter, r *http.Request, repository, ref st
 	if body == nil {
 		return nil
 	}
-	if _, err := io.CopyN(w, body, want.Length); err != nil {
+	stalled.Stop()
+	if _, err := io.CopyN(w, &impatient{body, stalled}, want.Length); err != nil {
 		// An answer that ends early must not look whole.
 		panic(http.ErrAbortHandler)
 	}
 	return nil
+}
+
+var errStalled = fmt.Errorf("the source has sent nothing for %s", stallTimeout)
+
+// impatient has a timer run while it reads, not while the client takes its time.
+type impatient struct {
+	io.Reader
+	stalled *time.Timer
+}
+
+func (i *impatient) Read(b []byte) (int, error) {
+	i.stalled.Reset(stallTimeout)
+	defer i.stalled.Stop()
+	return i.Reader.Read(b)
 }
 
 // parseRange reads the one range that a client asks for; of several, or of what is no

@@ -22,11 +22,11 @@ import (
 
 // attached returns the layouts in their order, without those that did not answer
 // lately.
-func (s *Set) attached() []*ocidir.Layout {
-	var all []*ocidir.Layout
+func (s *Set) attached() []Origin {
+	var all []Origin
 	for _, p := range s.config.Places {
 		if l := s.layouts[p]; l != nil && !s.resting(p) {
-			all = append(all, l)
+			all = append(all, Origin{Place: p, Layout: l})
 		}
 	}
 	return all
@@ -103,9 +103,9 @@ func (s *Set) Manifest(ctx context.Context, repository, tagOrDigest string) (blo
 	if err != nil {
 		return blob.Manifest{}, fmt.Errorf("%w: %w", err, blob.ErrNotFound)
 	}
-	for _, l := range s.attached() {
-		m, err := s.manifest(ctx, l, ref)
-		if err == nil {
+	for _, o := range s.attached() {
+		m, err := s.manifest(ctx, o.Layout, ref)
+		if s.judge(ctx, o.Place, err) == nil {
 			return m, nil
 		}
 		if ctx.Err() != nil {
@@ -164,15 +164,15 @@ func named(repository, tagOrDigest string) (reference.Named, error) {
 
 // Blob finds a blob in the attached layouts.
 func (s *Set) Blob(ctx context.Context, _ string, d digest.Digest) (blob.Descriptor, blob.Source, error) {
-	for _, l := range s.attached() {
+	for _, o := range s.attached() {
 		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
-		size, err := l.Stat(asking, d)
-		if err == nil && !s.shows(asking, l, d) {
+		size, err := o.Layout.Stat(asking, d)
+		if err == nil && !s.shows(asking, o.Layout, d) {
 			err = blob.ErrNotFound
 		}
 		cancel()
-		if err == nil {
-			return blob.Descriptor{Digest: d, Size: size}, l, nil
+		if s.judge(ctx, o.Place, err) == nil {
+			return blob.Descriptor{Digest: d, Size: size}, o.Layout, nil
 		}
 		if ctx.Err() != nil {
 			return blob.Descriptor{}, nil, context.Cause(ctx)
@@ -184,11 +184,11 @@ func (s *Set) Blob(ctx context.Context, _ string, d digest.Digest) (blob.Descrip
 // Tags returns the tags of a repository in the attached layouts, sorted.
 func (s *Set) Tags(ctx context.Context, repository string) ([]string, error) {
 	var all []string
-	for _, l := range s.attached() {
+	for _, o := range s.attached() {
 		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
-		tags, err := l.Tags(asking, repository)
+		tags, err := o.Layout.Tags(asking, repository)
 		cancel()
-		if err == nil {
+		if s.judge(ctx, o.Place, err) == nil {
 			all = append(all, tags...)
 		}
 	}
@@ -202,12 +202,12 @@ func (s *Set) Tags(ctx context.Context, repository string) ([]string, error) {
 // Referrers returns the manifests in the attached layouts that refer to another.
 func (s *Set) Referrers(ctx context.Context, _ string, subject digest.Digest) ([]v1.Descriptor, error) {
 	var all []v1.Descriptor
-	for _, l := range s.attached() {
+	for _, o := range s.attached() {
 		asking, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
-		m, err := l.Referrers(asking, subject)
+		m, err := o.Layout.Referrers(asking, subject)
 		cancel()
 		var idx v1.Index
-		if err == nil {
+		if err = s.judge(ctx, o.Place, err); err == nil {
 			err = json.Unmarshal(m.Body, &idx)
 		}
 		if ctx.Err() != nil {
