@@ -13,7 +13,7 @@ import (
 // fillMissing fetches what of a layer is neither local nor can be copied, each
 // chunk verified, for as long as there is room. The layer's verdict stays as it is.
 func (f *Filler) fillMissing(ctx context.Context, l *layer.Layer) error {
-	err := l.Device().FillMissing(ctx, f.pay)
+	err := l.Device().FillMissing(ctx, f.Pay)
 	f.flush(l)
 	if err != nil && !errors.Is(err, device.ErrNoRoom) {
 		return err
@@ -24,8 +24,8 @@ func (f *Filler) fillMissing(ctx context.Context, l *layer.Layer) error {
 	return nil
 }
 
-// pay waits until the rate allows for n bytes.
-func (f *Filler) pay(ctx context.Context, n int64) error {
+// Pay waits until the rate allows for n bytes.
+func (f *Filler) Pay(ctx context.Context, n int64) error {
 	for f.limit != nil && n > 0 {
 		part := min(n, burst)
 		if err := f.limit.WaitN(ctx, int(part)); err != nil {

@@ -97,11 +97,10 @@ func (d *Dir) Publish(ctx context.Context, p Publication) error {
 		return fmt.Errorf("publishing to %s: %w", d, err)
 	}
 	for _, l := range p.Layers {
-		if err := d.write(ctx, l.Layer.Digest, ZTOC, l.ZTOC); err != nil {
-			return err
-		}
-		if err := d.write(ctx, l.Layer.Digest, Digests, l.Digests); err != nil {
-			return err
+		for kind, content := range map[Kind]Content{ZTOC: l.ZTOC, Digests: l.Digests, Chunks: l.Chunks} {
+			if err := d.write(ctx, l.Layer.Digest, kind, content); err != nil {
+				return err
+			}
 		}
 	}
 	if p.Profile == nil {

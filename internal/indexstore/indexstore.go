@@ -32,11 +32,13 @@ const (
 	ZTOC Kind = "ztoc"
 	// Digests is what belongs to the index of a layer and has no place in it.
 	Digests Kind = "digests"
+	// Chunks is the chunk list of an artifact's blob.
+	Chunks Kind = "chunks"
 	// Profile is the profile of an image, by its manifest.
 	Profile Kind = "profile"
 )
 
-func (k Kind) known() bool { return k == ZTOC || k == Digests || k == Profile }
+func (k Kind) known() bool { return k == ZTOC || k == Digests || k == Chunks || k == Profile }
 
 // Place is where documents are. Methods may be called by several goroutines at
 // once.
@@ -80,11 +82,11 @@ type Subject struct {
 	Size      int64 // in bytes; not needed of layers
 }
 
-// LayerDocuments is what there is about a layer.
+// LayerDocuments is what there is about a layer, or about another blob.
 type LayerDocuments struct {
 	Layer Subject
-	// ZTOC and Digests may be nil. They are not read after Publish has returned.
-	ZTOC, Digests Content
+	// ZTOC, Digests and Chunks may be nil. They are not read after Publish has returned.
+	ZTOC, Digests, Chunks Content
 	// SpanSize is how many bytes of the layer, uncompressed, are between two points
 	// of the ZTOC where reading can begin; 0 if that is not to be told.
 	SpanSize int64

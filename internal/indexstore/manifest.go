@@ -34,6 +34,7 @@ const (
 const (
 	profileType = "application/vnd.holdfast.profile.v1+json"
 	digestsType = "application/vnd.holdfast.digests.v1"
+	chunksType  = "application/vnd.holdfast.chunks.v1"
 	ztocType    = "application/vnd.holdfast.ztoc.v1" // of layers that SOCI does not know
 
 	layerDigest = "io.holdfast.layer-digest"
@@ -85,6 +86,8 @@ func (d descriptor) document() document {
 		return document{ZTOC, d.Annotations.Layer}
 	case digestsType:
 		return document{Digests, d.Annotations.Layer}
+	case chunksType:
+		return document{Chunks, d.Annotations.Layer}
 	case profileType:
 		return document{Profile, ""}
 	}
@@ -281,10 +284,10 @@ func ztocDescriptor(l LayerDocuments, b blob.Descriptor) v1.Descriptor {
 	return d
 }
 
-// digestsDescriptor tells a manifest of the Digests of a layer.
-func digestsDescriptor(l LayerDocuments, b blob.Descriptor) v1.Descriptor {
+// besideDescriptor tells a manifest of what SOCI has no names for, about a layer.
+func besideDescriptor(mediaType string, l LayerDocuments, b blob.Descriptor) v1.Descriptor {
 	return v1.Descriptor{
-		MediaType: digestsType, Digest: b.Digest, Size: b.Size,
+		MediaType: mediaType, Digest: b.Digest, Size: b.Size,
 		Annotations: map[string]string{layerDigest: l.Layer.Digest.String()},
 	}
 }

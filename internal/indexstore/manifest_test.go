@@ -20,7 +20,7 @@ func seeds(tb testing.TB) (index, profile, list []byte) {
 	desc := blob.Descriptor{Digest: digest.FromString("x"), Size: 1}
 	l := LayerDocuments{Layer: Subject{MediaType: "m", Digest: digest.FromString("layer")}, SpanSize: 1 << 20}
 	subject := &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 1}
-	index, err := encodeIndex([]v1.Descriptor{ztocDescriptor(l, desc), digestsDescriptor(l, desc)}, subject, time.Unix(0, 0))
+	index, err := encodeIndex([]v1.Descriptor{ztocDescriptor(l, desc), besideDescriptor(digestsType, l, desc)}, subject, time.Unix(0, 0))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func pushContent(ctx context.Context, repo Pusher, c Content) (blob.Descriptor, 
 // pushLayers uploads the documents about layers, and returns what a manifest says
 // of them: the ZTOCs, in the order of the layers, then what goes with them.
 func pushLayers(ctx context.Context, repo Pusher, layers []LayerDocuments) ([]v1.Descriptor, error) {
-	var ztocs, digests []v1.Descriptor
+	var ztocs, beside []v1.Descriptor
 	for _, l := range layers {
 		if _, err := encoded(l.Layer.Digest); err != nil {
 			return nil, err
@@ -74,15 +74,21 @@ func pushLayers(ctx context.Context, repo Pusher, layers []LayerDocuments) ([]v1
 			}
 			ztocs = append(ztocs, ztocDescriptor(l, desc))
 		}
-		if l.Digests != nil {
-			desc, err := pushContent(ctx, repo, l.Digests)
+		for _, d := range []struct {
+			mediaType string
+			content   Content
+		}{{digestsType, l.Digests}, {chunksType, l.Chunks}} {
+			if d.content == nil {
+				continue
+			}
+			desc, err := pushContent(ctx, repo, d.content)
 			if err != nil {
 				return nil, err
 			}
-			digests = append(digests, digestsDescriptor(l, desc))
+			beside = append(beside, besideDescriptor(d.mediaType, l, desc))
 		}
 	}
-	all := append(ztocs, digests...)
+	all := append(ztocs, beside...)
 	if len(all) > maxDocuments {
 		return nil, fmt.Errorf("%d documents are more than %d", len(all), maxDocuments)
 	}

@@ -26,22 +26,33 @@ const (
 // Open reads all of a blob from src. What it returns is as [blob.Source] has it, with
 // the errors of src; the caller closes it.
 func Open(ctx context.Context, src blob.Source, desc blob.Descriptor) (io.ReadCloser, error) {
-	return open(ctx, src, desc, partSize)
+	return open(ctx, src, desc, 0, partSize)
 }
 
-func open(ctx context.Context, src blob.Source, desc blob.Descriptor, size int64) (io.ReadCloser, error) {
-	if desc.Size <= size {
+// OpenFrom is Open for what of the blob begins at an offset.
+func OpenFrom(ctx context.Context, src blob.Source, desc blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	return open(ctx, src, desc, offset, partSize)
+}
+
+func open(ctx context.Context, src blob.Source, desc blob.Descriptor, offset, size int64) (io.ReadCloser, error) {
+	if desc.Size-offset <= size && offset == 0 {
 		return src.Open(ctx, desc, 0, desc.Size)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &reader{ctx: ctx, cancel: cancel, src: src, desc: desc, size: size}
+	r := &reader{ctx: ctx, cancel: cancel, src: src, desc: desc, size: size, pos: offset}
 	// The first one alone: it finds out what the others need, such as a token.
-	body, err := src.Open(ctx, desc, 0, size)
+	first := min(size, desc.Size-offset)
+	body, err := src.Open(ctx, desc, offset, first)
+	if errors.Is(err, blob.ErrNoRange) && offset > 0 {
+		if err = r.whole(); err == nil {
+			return r, nil
+		}
+	}
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	r.body, r.next = body, size
+	r.body, r.next = body, offset+first
 	for range ahead {
 		r.ask()
 	}

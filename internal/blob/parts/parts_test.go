@@ -62,7 +62,7 @@ func TestReadsTheBlob(t *testing.T) {
 		for _, small := range []bool{false, true} {
 			p := blobtest.Bytes(n, uint64(n))
 			src := &asked{Source: blobtest.NewMemory(p)}
-			r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), size)
+			r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), 0, size)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +99,7 @@ func TestSourceWithoutRanges(t *testing.T) {
 		}
 		return blobtest.Fault{}
 	})
-	r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), size)
+	r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), 0, size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestErrors(t *testing.T) {
 		"middle of part": {func(c blobtest.Call) blobtest.Fault { return only(c, 2*size, blobtest.Fault{At: 10, ReadErr: broken}) }, 2*size + 10},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := open(t.Context(), blobtest.Inject(blobtest.NewMemory(p), c.fault), blobtest.Memory{}.Add(p), size)
+			r, err := open(t.Context(), blobtest.Inject(blobtest.NewMemory(p), c.fault), blobtest.Memory{}.Add(p), 0, size)
 			if c.at < 0 {
 				if !errors.Is(err, broken) {
 					t.Errorf("error %v", err)
@@ -154,7 +154,7 @@ func only(c blobtest.Call, offset int64, f blobtest.Fault) blobtest.Fault {
 func TestClosedEarly(t *testing.T) {
 	p := blobtest.Bytes(9*size, 1)
 	src := &asked{Source: blobtest.NewMemory(p)}
-	r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), size)
+	r, err := open(t.Context(), src, blobtest.Memory{}.Add(p), 0, size)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/lazyblob"
 	"github.com/holdfast/holdfast/internal/mount"
 )
 
@@ -40,6 +41,15 @@ func (e *Exporter) Export(d digest.Digest, dev *device.Device) (string, error) {
 	}
 	return e.server.Path(d), nil
 }
+
+// Blobs is the exporter for blobs: it is a lazyblob.Exporter.
+type Blobs struct{ *Exporter }
+
+// Export serves a device as a file.
+func (b Blobs) Export(d digest.Digest, dev lazyblob.Device) error { return b.server.Add(d, dev) }
+
+// Path is where that file is.
+func (b Blobs) Path(d digest.Digest) string { return b.server.Path(d) }
 
 // Withdraw ends it.
 func (e *Exporter) Withdraw(d digest.Digest) { e.server.Remove(d) }
