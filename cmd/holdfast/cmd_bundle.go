@@ -12,8 +12,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/docker/go-units"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/artifactstore"
+	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/bundle"
 	"github.com/holdfast/holdfast/internal/image"
@@ -239,12 +242,7 @@ func (g *globals) importBlobs(ctx context.Context, l *ocidir.Layout, names []str
 		return nil, err
 	}
 	if artifactStore != "" {
-		s, err := bundle.OpenArtifactStore(artifactStore)
-		if err != nil {
-			return nil, err
-		}
-		all, err = bundle.ImportArtifacts(ctx, l, names, s, options)
-		return all, errors.Join(err, s.Close())
+		return importArtifacts(ctx, l, names, artifactStore, options)
 	}
 	w, err := ocidir.Create(to)
 	if err != nil {
@@ -252,6 +250,26 @@ func (g *globals) importBlobs(ctx context.Context, l *ocidir.Layout, names []str
 	}
 	all, err = bundle.Import(ctx, l, names, w, options)
 	return all, errors.Join(err, w.Close())
+}
+
+// importArtifacts copies artifacts of a bundle to an artifact store.
+func importArtifacts(ctx context.Context, l *ocidir.Layout, names []string, path string, options bundle.Options) (all []*bundle.Packed, err error) {
+	s, err := artifactstore.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	for _, n := range names {
+		added, err := s.Add(ctx, bundle.Origin{Name: n, Asked: n, Reader: l, Sources: []blob.Source{l}}, image.Machine(), options)
+		if errors.Is(err, artifactstore.ErrImage) {
+			return all, fmt.Errorf("%w: import it into an image store (--image-store) or a source (--to)", err)
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, &bundle.Packed{Name: added.Name, Digest: added.Digest, MediaType: v1.MediaTypeImageManifest, Bytes: added.Size})
+	}
+	return all, nil
 }
 
 // importImages adds images of a bundle to an image store.

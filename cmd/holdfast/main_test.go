@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/pins"
@@ -213,6 +214,34 @@ func (f *fake) Collect(_ context.Context, req control.CollectRequest) (*prepare.
 		{Kind: prepare.KindImage, Name: "quay.io/app:v1", Remove: true, Reason: "unused for 25h, grace period 24h", Bytes: 3 << 20},
 		{Kind: prepare.KindImage, Name: "quay.io/used:v1", Reason: "in use: container db in /storage"},
 	}}, nil
+}
+
+func (f *fake) Artifacts() artifacts.All {
+	return artifacts.All{
+		Directories: []string{"/run/holdfast/artifact-store/00"},
+		Stores:      []artifacts.StoreStatus{{Path: "/mnt/models", Artifacts: 1, Filtered: 2, Shadowed: 3}, {Path: "/mnt/stick", Error: "it is not attached"}},
+		Artifacts: []artifacts.Status{
+			{Name: "quay.io/models/llama:8b", Digest: digest.FromString("llama"), Size: 3 << 30, Local: 3 << 30, State: artifacts.InStore, From: "/mnt/models"},
+			{Name: "quay.io/models/lazy:1", Digest: digest.FromString("lazy"), Size: 2 << 30, Local: 1 << 20, State: artifacts.Lazy, From: "quay.io/models/lazy", Error: "slow"},
+		},
+		Patterns: map[string]string{"quay.io/x/*": "the registry does not list"},
+	}
+}
+
+func (f *fake) PrepareArtifact(_ context.Context, req control.ArtifactRequest) error {
+	f.note("prepare artifact %s %t", req.Reference, req.Wait)
+	if strings.Contains(req.Reference, "broken") {
+		return errors.New("the registry is on fire")
+	}
+	return nil
+}
+
+func (f *fake) RemoveArtifacts(_ context.Context, names []string) error {
+	f.note("forget %s", strings.Join(names, " "))
+	if names[0] == "quay.io/models/llama:8b" {
+		return fmt.Errorf("artifact %s is %w", names[0], artifacts.ErrConfigured)
+	}
+	return nil
 }
 
 func fakeProfile() *profile.Profile {

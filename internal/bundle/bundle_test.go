@@ -246,33 +246,6 @@ func TestImport(t *testing.T) {
 	}
 }
 
-func TestArtifactStore(t *testing.T) {
-	s := newSource(t)
-	dir := t.TempDir()
-	store, err := bundle.OpenArtifactStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close() //nolint:errcheck // it is not written to any more
-	if _, err := bundle.ImportArtifacts(t.Context(), s.Layout, []string{weights, app}, store, bundle.Options{}); !errors.Is(err, bundle.ErrNoArtifact) {
-		t.Error(err)
-	}
-	if idx, err := store.Index(t.Context()); err != nil || len(idx.Manifests) > 0 {
-		t.Errorf("%+v, %v", idx, err)
-	}
-	if _, err := bundle.ImportArtifacts(t.Context(), s.Layout, []string{weights}, store, bundle.Options{}); err != nil {
-		t.Error(err)
-	}
-	idx, err := store.Index(t.Context())
-	if err != nil || len(idx.Manifests) != 1 || idx.Manifests[0].Annotations[v1.AnnotationRefName] != weights {
-		t.Errorf("%+v, %v", idx, err)
-	}
-	lock := filepath.Join(dir, "artifacts", "index.lock")
-	if f, err := os.OpenFile(lock, os.O_RDWR, 0); err != nil || f.Close() != nil {
-		t.Error(err)
-	}
-}
-
 // Whatever is wrong with a bundle is told, exactly.
 func TestVerify(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -80,6 +80,12 @@ type Config struct {
 	PinRoot     string   `toml:"pin_root"`
 	PinInterval Duration `toml:"pin_interval"`
 
+	ArtifactStores   []ArtifactStore `toml:"artifact_stores"`
+	Artifacts        []string        `toml:"artifacts"`
+	ArtifactRoot     string          `toml:"artifact_root"`
+	ArtifactLimit    Share           `toml:"artifact_limit"`
+	ArtifactInterval Duration        `toml:"artifact_interval"`
+
 	Index Index `toml:"index"`
 }
 
@@ -228,7 +234,7 @@ func (c *Config) decode(text string) error {
 // Validate reports the first setting that cannot work.
 func (c *Config) Validate() error {
 	for _, dir := range []struct{ name, value string }{
-		{"root", c.Root}, {"runroot", c.RunRoot}, {"image_store", c.StorePath()}, {"socket", c.SocketPath()}, {"pin_root", c.PinPath()},
+		{"root", c.Root}, {"runroot", c.RunRoot}, {"image_store", c.StorePath()}, {"socket", c.SocketPath()}, {"pin_root", c.PinPath()}, {"artifact_root", c.ArtifactPath()},
 	} {
 		if !filepath.IsAbs(dir.value) || dir.value != filepath.Clean(dir.value) || dir.value == "/" {
 			return fmt.Errorf("%s = %q: want an absolute path without . or .. segments", dir.name, dir.value)
@@ -246,6 +252,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.validateSources(); err != nil {
+		return err
+	}
+	if err := c.validateArtifacts(); err != nil {
 		return err
 	}
 	if err := c.Trusted.Validate(); err != nil {
@@ -271,15 +280,17 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("profile = %q: want on or off", c.Profile)
 	}
 	for name, d := range map[string]Duration{
-		"profile_settle": c.ProfileSettle, "pin_interval": c.PinInterval,
+		"profile_settle": c.ProfileSettle, "pin_interval": c.PinInterval, "artifact_interval": c.ArtifactInterval,
 		"read_timeout": c.ReadTimeout, "stall_timeout": c.StallTimeout, "hook_timeout": c.HookTimeout,
 	} {
 		if d <= 0 {
 			return fmt.Errorf("%s = %q: want more than 0", name, time.Duration(d))
 		}
 	}
-	if c.CacheLimit.Bytes < 0 {
-		return fmt.Errorf("cache_limit = %d: want 0 or more", c.CacheLimit.Bytes)
+	for name, limit := range map[string]Share{"cache_limit": c.CacheLimit, "artifact_limit": c.ArtifactLimit} {
+		if limit.Bytes < 0 {
+			return fmt.Errorf("%s = %d: want 0 or more", name, limit.Bytes)
+		}
 	}
 	if c.GCGrace < 0 {
 		return fmt.Errorf("gc_grace = %q: want 0s or more", time.Duration(c.GCGrace))

@@ -52,6 +52,7 @@ type service struct {
 	collect func(control.CollectRequest) (*prepare.Collection, error)
 	control.Profiles
 	control.Pinning
+	artifactService
 }
 
 func (s *service) Prepare(ctx context.Context, req control.PrepareRequest, progress func(prepare.Event)) (*prepare.Result, error) {

@@ -4,8 +4,6 @@ package control
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 
 	"github.com/holdfast/holdfast/internal/pins"
@@ -56,10 +54,5 @@ func (c *Client) Unpin(ctx context.Context, names ...string) error {
 }
 
 func (c *Client) actOnPins(ctx context.Context, action string, names []string) error {
-	body, err := json.Marshal(PinRequest{names})
-	if err != nil {
-		return fmt.Errorf("encoding request: %w", err)
-	}
-	var none struct{}
-	return c.call(ctx, http.MethodPost, pinsPath+action, body, &none)
+	return c.post(ctx, pinsPath+action, PinRequest{names})
 }

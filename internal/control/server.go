@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/pins"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -33,6 +34,7 @@ type Service interface {
 	Info() Info
 	Profiles
 	Pinning
+	Artifacts
 }
 
 const maxRequest = 1 << 20 // bytes of a request's body
@@ -48,6 +50,7 @@ func Serve(ctx context.Context, l net.Listener, s Service, metrics http.Handler,
 	mux.HandleFunc("POST /v1/gc", h.collect)
 	h.handleProfiles(mux)
 	h.handlePins(mux)
+	h.handleArtifacts(mux)
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { h.reply(w, s.Info(), nil) })
 	mux.Handle("GET /metrics", metrics)
 	var running sync.WaitGroup
@@ -163,7 +166,8 @@ func (h *handler) reply(w http.ResponseWriter, v any, err error) {
 			status = http.StatusNotFound
 		case errors.Is(err, prepare.ErrInUse):
 			status = http.StatusConflict
-		case errors.Is(err, ErrBadRequest), errors.Is(err, pins.ErrUnknown), errors.Is(err, pins.ErrConfigured):
+		case errors.Is(err, ErrBadRequest), errors.Is(err, pins.ErrUnknown), errors.Is(err, pins.ErrConfigured),
+			errors.Is(err, artifacts.ErrUnknown), errors.Is(err, artifacts.ErrConfigured):
 			status = http.StatusBadRequest
 		case errors.Is(err, prepare.ErrNoProfile):
 			status = http.StatusGone

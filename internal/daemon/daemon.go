@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/config"
@@ -29,6 +30,7 @@ import (
 	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/layer"
+	"github.com/holdfast/holdfast/internal/lazyblob"
 	"github.com/holdfast/holdfast/internal/mount"
 	"github.com/holdfast/holdfast/internal/pins"
 	"github.com/holdfast/holdfast/internal/prepare"
@@ -44,20 +46,24 @@ const probeTimeout = 20 * time.Second
 
 // Daemon is a running daemon; it is the control socket's service.
 type Daemon struct {
-	cfg       config.Config
-	log       *slog.Logger
-	started   time.Time
-	mounter   *mount.Mounter
-	space     *cache.Space
-	layers    *layer.Set
-	store     *imagestore.Store
-	preparer  *prepare.Preparer
-	sources   *sources.Set
-	registry  *registry.Client
-	filler    *fill.Filler
-	pinner    *pins.Pinner
-	scheduler *device.Scheduler
-	disabled  error // why nothing is published
+	cfg          config.Config
+	log          *slog.Logger
+	started      time.Time
+	mounter      *mount.Mounter
+	space        *cache.Space
+	layers       *layer.Set
+	blobSpace    *cache.Space
+	blobs        *lazyblob.Set
+	artifacts    *artifacts.Manager
+	composeAgain chan struct{} // a lazy blob has changed
+	store        *imagestore.Store
+	preparer     *prepare.Preparer
+	sources      *sources.Set
+	registry     *registry.Client
+	filler       *fill.Filler
+	pinner       *pins.Pinner
+	scheduler    *device.Scheduler
+	disabled     error // why nothing is published
 }
 
 // Inherited is what a daemon has of its keeper.
@@ -92,7 +98,7 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	}
 	server := fusedev.New(conn, log)
 	exports := &exporter{server: server, timeout: time.Duration(cfg.ReadTimeout)}
-	if d.space, err = newSpace(cfg, log); err != nil {
+	if d.space, err = newSpace(cfg.Root, cfg.CacheLimit, log); err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	d.scheduler = device.NewScheduler(cfg.MaxFetches)
@@ -106,6 +112,9 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	d.filler = fill.New(fill.Config{
 		Layers: d.layers, Scheduler: d.scheduler, Rate: int64(cfg.Fill.Rate), Missing: cfg.Fill.Missing, Quarantined: d.quarantined, Logger: log,
 	})
+	if err = d.newBlobs(blobs{server}); err != nil {
+		return errors.Join(err, conn.Close())
+	}
 	if err := server.Resend(); err != nil && !errors.Is(err, fusedev.ErrNoResend) {
 		return errors.Join(err, conn.Close())
 	}
@@ -123,20 +132,22 @@ func Run(ctx context.Context, cfg config.Config, in Inherited, log *slog.Logger)
 	})
 	defer func() {
 		d.layers.Flush() // while readers are still served: it takes time
+		d.blobs.Flush()
 		// Before the layers go: what readers ask for then is not refused, it waits
 		// for the next server, or for the keeper to end the mount.
 		stopServer()
 		err = errors.Join(err, serving.Wait())
 		if ending(ctx) {
-			err = errors.Join(err, d.layers.Unmount())
+			err = errors.Join(err, d.layers.Unmount(), d.blobs.Unmount())
 		}
-		err = errors.Join(err, d.layers.Close(), conn.Close())
+		err = errors.Join(err, d.layers.Close(), d.blobs.Close(), conn.Close())
 	}()
-	if err := d.layers.Open(ctx); err != nil {
+	if err := errors.Join(d.layers.Open(ctx), d.blobs.Open(ctx)); err != nil {
 		return unlessEnded(ctx, err)
 	}
 	err = d.prepare(ctx, in.Credentials, func(p *prepare.Preparer) error {
 		p.RestoreSources()
+		d.artifacts.RestoreSources()
 		if err := d.layers.Export(); err != nil {
 			return err
 		}
@@ -185,6 +196,9 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	if d.pinner, err = d.newPinner(); err != nil {
 		return err
 	}
+	if err := d.newArtifacts(finder); err != nil {
+		return err
+	}
 	profiles, err := d.profiles()
 	if err != nil {
 		return err
@@ -217,6 +231,9 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 		if err := d.preparer.Suspend(context.WithoutCancel(ctx)); err != nil {
 			d.log.Warn("withdrawing records before the stop", "err", err)
 		}
+		if err := d.artifacts.Suspend(context.WithoutCancel(ctx)); err != nil {
+			d.log.Warn("withdrawing lazy artifacts before the stop", "err", err)
+		}
 	}()
 	return run(d.preparer)
 }
@@ -228,6 +245,9 @@ func (d *Daemon) mount(ctx context.Context, exports *exporter) (err error) {
 	}
 	d.log.Info("mounting layers", "method", d.mounter.String())
 	if err := d.layers.Mount(ctx, d.mounter); err != nil {
+		return err
+	}
+	if err := d.blobs.Mount(ctx, d.blobMounter()); err != nil {
 		return err
 	}
 	if d.disabled = imagestore.Probe(ctx, d.cfg.Root); d.disabled != nil {
@@ -243,6 +263,9 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 			return err
 		}
 	}
+	if err := d.artifacts.Start(ctx); err != nil {
+		d.log.Error("composing the artifact store", "err", err) // images do not need it
+	}
 	listener, err := rootsocket.Listen(d.cfg.SocketPath())
 	if err != nil {
 		return err
@@ -251,6 +274,8 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
 	g.Go(func() error { return d.layers.Run(gctx) })
 	g.Go(func() error { return d.space.Run(gctx) })
+	g.Go(func() error { return d.blobSpace.Run(gctx) })
+	g.Go(func() error { return d.artifacts.Run(gctx) })
 	g.Go(func() error { return d.preparer.Run(gctx, d.inUse) })
 	g.Go(func() error { return d.filler.Run(gctx) })
 	g.Go(func() error { return d.pinner.Run(gctx) })
@@ -282,11 +307,11 @@ func (d *Daemon) quarantined(ctx context.Context, l *layer.Layer) {
 	}
 }
 
-// newSpace returns the disk space that the layers share.
-func newSpace(cfg config.Config, log *slog.Logger) (*cache.Space, error) {
+// newSpace returns the disk space that layers, or blobs, share below a directory.
+func newSpace(dir string, limit config.Share, log *slog.Logger) (*cache.Space, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(cfg.Root, &st); err != nil {
-		return nil, fmt.Errorf("measuring the file system of %s: %w", cfg.Root, err)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, fmt.Errorf("measuring the file system of %s: %w", dir, err)
 	}
-	return cache.NewSpace(cfg.CacheLimit.Of(int64(st.Blocks)*st.Bsize), log), nil //nolint:gosec // disks are smaller
+	return cache.NewSpace(limit.Of(int64(st.Blocks)*st.Bsize), log), nil //nolint:gosec // disks are smaller
 }

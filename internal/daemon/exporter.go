@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/fusedev"
 	"github.com/holdfast/holdfast/internal/index"
+	"github.com/holdfast/holdfast/internal/lazyblob"
 	"github.com/holdfast/holdfast/internal/mount"
 )
 
@@ -29,6 +30,20 @@ func (e *exporter) Export(d digest.Digest, dev *device.Device) (string, error) {
 }
 
 func (e *exporter) Withdraw(d digest.Digest) { e.server.Remove(d) }
+
+// blobs serves the devices of blobs, which know themselves how long to wait.
+type blobs struct{ server *fusedev.Server }
+
+func (b blobs) Export(d digest.Digest, dev lazyblob.Device) error {
+	if err := b.server.Add(d, dev); err != nil {
+		return fmt.Errorf("exporting blob: %w", err)
+	}
+	return nil
+}
+
+func (b blobs) Path(d digest.Digest) string { return b.server.Path(d) }
+
+func (b blobs) Withdraw(d digest.Digest) { b.server.Remove(d) }
 
 // patient is a device whose readers wait for so long and no longer.
 type patient struct {

@@ -128,9 +128,9 @@ type Blob struct {
 	mu      sync.Mutex // protects the fields below, and blob.json
 	meta    Meta
 	sources []blob.Source
-	listed  *listed  // nil as long as it has no chunk list
+	listed  *listed   // nil as long as it has no chunk list
 	whole   *fetching // a fetch of the whole that is under way
-	failed  error    // why the last one has ended
+	failed  error     // why the last one has ended
 }
 
 // listed is what a blob with a chunk list consists of.

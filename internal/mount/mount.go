@@ -51,6 +51,8 @@ type Mounter struct {
 	// ReadAheadKB is how far the kernel reads ahead in the files of a mount, in
 	// KiB; 0 leaves the kernel's default.
 	ReadAheadKB int
+	// Label is the SELinux label of all files in a mount; "" leaves that to the policy.
+	Label string
 
 	method Method
 	reason string
@@ -127,7 +129,7 @@ func (m *Mounter) create(image, device string) (*os.File, error) {
 		}
 	}
 	before := erofsBDIs()
-	detached, err := createMount(image, device)
+	detached, err := createMount(image, device, m.Label)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +167,7 @@ func checkDevice(image, device string) error {
 	return nil
 }
 
-func createMount(image, device string) (*os.File, error) {
+func createMount(image, device, label string) (*os.File, error) {
 	fd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -183,6 +185,11 @@ func createMount(image, device string) (*os.File, error) {
 	if device != "" {
 		if err := unix.FsconfigSetString(fd, "device", device); err != nil {
 			return nil, fmt.Errorf("setting device %s: %w", device, err)
+		}
+	}
+	if label != "" {
+		if err := unix.FsconfigSetString(fd, "context", label); err != nil {
+			return nil, fmt.Errorf("setting label %s: %w", label, err)
 		}
 	}
 	if err := unix.FsconfigSetFlag(fd, "ro"); err != nil {

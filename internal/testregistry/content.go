@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -111,6 +112,13 @@ func (c *content) tags(repository string) []string {
 	}
 	slices.Sort(tags)
 	return tags
+}
+
+// repositories lists those that have a manifest, sorted.
+func (c *content) repositories() []string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Sorted(maps.Keys(c.manifests))
 }
 
 // referrer is a descriptor in the answer of the referrers API.

@@ -5,6 +5,7 @@ package testregistry
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,8 +51,22 @@ func (s *Server) serveRegistry(w http.ResponseWriter, r *http.Request) {
 			"manifests":     s.content.referrers(repository, digest.Digest(ref)),
 		})
 	case "tags":
-		writeJSON(w, "application/json", map[string]any{"name": repository, "tags": s.content.tags(repository)})
+		writeJSON(w, "application/json", map[string]any{"name": repository, "tags": page(r, s.content.tags(repository))})
+	case "catalog":
+		writeJSON(w, "application/json", map[string]any{"repositories": page(r, s.content.repositories())})
 	}
+}
+
+// page is the part of a sorted list that a request asks for.
+func page(r *http.Request, all []string) []string {
+	if last := r.URL.Query().Get("last"); last != "" {
+		at, _ := slices.BinarySearch(all, last+"\x00")
+		all = all[at:]
+	}
+	if n, err := strconv.Atoi(r.URL.Query().Get("n")); err == nil && n < len(all) {
+		all = all[:n]
+	}
+	return all
 }
 
 // split takes a path of the API apart; kind is empty if it is none.
@@ -62,6 +77,9 @@ func split(path string) (repository, kind, ref string) {
 	}
 	if rest == "" {
 		return "", "ping", ""
+	}
+	if rest == "_catalog" {
+		return "", "catalog", ""
 	}
 	if repository, id, ok := strings.Cut(rest, "/blobs/uploads/"); ok {
 		return repository, "uploads", id

@@ -151,6 +151,8 @@ func TestAPI(t *testing.T) {
 		"/v2/other/manifests/v1":                          {404, "MANIFEST_UNKNOWN"},
 		"/v2/a/blobs/sha256:x":                            {404, "BLOB_UNKNOWN"},
 		"/v2/a/manifests/b/tags/list":                     {200, `["v1"]`},
+		"/v2/a/manifests/b/tags/list?n=1&last=v1":         {200, `[]`},
+		"/v2/_catalog":                                    {200, `["a/manifests/b"]`},
 		"/v2/a/manifests/b/referrers/" + subject.String(): {200, `"application/y"`},
 		"/v2/nonsense":                                    {404, ""},
 		"/":                                               {404, ""},

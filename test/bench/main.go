@@ -37,7 +37,7 @@ type options struct {
 	mbit               int64
 	weights            string
 	pairs, rounds      int
-	only               string
+	only, model        string
 	out, svg, from     string
 }
 
@@ -59,6 +59,7 @@ func main() {
 	flag.IntVar(&o.pairs, "pairs", 3, "how many times what takes long is measured")
 	flag.IntVar(&o.rounds, "rounds", 11, "how many times what is quick is measured")
 	flag.StringVar(&o.only, "only", "", "measure only these of "+strings.Join(phaseNames(), ",")+"; the daemon's memory is then that of these")
+	flag.StringVar(&o.model, "model", "4GiB", "size of the model that is loaded from several places, or the path of a file to load instead")
 	flag.StringVar(&o.out, "o", "", "write all numbers to this file, as JSON")
 	flag.StringVar(&o.svg, "svg", "", "draw the starts into this file, as SVG")
 	flag.StringVar(&o.from, "from", "", "measure nothing: print and draw the numbers of this JSON file")
@@ -139,6 +140,7 @@ func phases() []phase {
 		{"build", true, (*bench).measureBuild},
 		{"update", true, (*bench).measureUpdate},
 		{"storage", true, (*bench).measureStorage},
+		{"models", true, (*bench).measureModels},
 	}
 }
 

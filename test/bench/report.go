@@ -49,6 +49,8 @@ type report struct {
 	Update     []update   `json:"update"`
 	// Of image stores and bundles.
 	Storing storing `json:"storing"`
+	// Of artifacts.
+	Models models `json:"models"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -125,6 +127,16 @@ func (r *report) judge() []bar {
 	add(len(st.Add) > 0, atMost, st.tenBar)
 	add(len(st.Create) > 0, atLeast, st.createBar)
 	add(len(st.Create) > 0, atLeast, st.verifyBar)
+	mo := &r.Models
+	add(len(mo.Complete) > 0, atLeast, mo.completeBar)
+	add(len(mo.Lazy) > 0, atLeast, func() bar { return mo.lazyBar(r.Line) })
+	add(len(mo.First) > 0, atMost, func() bar { return mo.firstBar(r.Line) })
+	add(len(mo.List) > 0, atMost, mo.listBar)
+	if len(mo.Pull) > 0 {
+		for _, b := range mo.wayBars() {
+			add(true, atMost, func() bar { return b })
+		}
+	}
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
 	for _, hook := range []struct{ name, what string }{
 		{"excluded", "an excluded pull, hook and daemon up, takes longer by"},

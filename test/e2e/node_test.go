@@ -49,6 +49,7 @@ type request struct{ agent, method, path string }
 type nodeOptions struct {
 	untrusted bool
 	private   bool // the registry wants to know who reads
+	pushable  bool // and lets them push
 	// shared lets mounts that the daemon makes appear in the namespaces of
 	// others, as it is where systemd runs.
 	shared   bool
@@ -71,7 +72,11 @@ func newNode(t *testing.T, o nodeOptions) *node {
 		t.Cleanup(func() { n.must(unix.Unmount(dir, unix.MNT_DETACH)) })
 		n.must(unix.Mount("", dir, "", unix.MS_SHARED, ""))
 	}
-	n.startRegistry(testregistry.Options{Private: o.private})
+	options := testregistry.Options{Private: o.private}
+	if o.pushable {
+		options.Push = testregistry.PushAllowed
+	}
+	n.startRegistry(options)
 	if err := os.WriteFile(n.path("registries.conf"), []byte(n.registriesConf("")), 0o600); err != nil {
 		t.Fatal(err)
 	}

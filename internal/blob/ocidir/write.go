@@ -36,6 +36,9 @@ var ErrBusy = errors.New("another process is writing to it; try again when it ha
 // but [Writer.Put] are called one at a time.
 type Writer struct {
 	*Layout
+	// Compact leaves out white space in index.json, for readers that parse it often.
+	Compact bool
+
 	lock *os.File
 }
 
@@ -102,24 +105,61 @@ func (w *Writer) Has(ctx context.Context, desc blob.Descriptor) (bool, error) {
 // Put stores a blob, which is [blob.ErrCorrupt] if it is not what its digest and
 // its size say. It may be called concurrently.
 func (w *Writer) Put(ctx context.Context, desc blob.Descriptor, content io.Reader) (err error) {
-	name, err := blobPath(desc.Digest)
+	err = w.store(func(to io.Writer) (digest.Digest, error) { return desc.Digest, Copy(ctx, to, desc, content) })
+	if err != nil {
+		return fmt.Errorf("storing blob %s in %s: %w", desc.Digest, w.path, err)
+	}
+	return nil
+}
+
+// Ingest stores content whose digest is not known yet, as a blob. It may be called
+// concurrently.
+func (w *Writer) Ingest(ctx context.Context, content io.Reader) (desc blob.Descriptor, err error) {
+	err = w.store(func(to io.Writer) (digest.Digest, error) {
+		sum := digest.SHA256.Digester()
+		desc.Size, err = io.CopyBuffer(io.MultiWriter(to, sum.Hash()), contextReader{ctx, content}, make([]byte, pieceSize))
+		desc.Digest = sum.Digest()
+		return desc.Digest, err
+	})
+	if err != nil {
+		return blob.Descriptor{}, fmt.Errorf("storing a blob in %s: %w", w.path, err)
+	}
+	return desc, nil
+}
+
+// contextReader is a reader until the context ends.
+type contextReader struct {
+	ctx context.Context //nolint:containedctx // of one copy
+	io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.Reader.Read(p)
+}
+
+// store stores what fill writes under the digest that it returns.
+func (w *Writer) store(fill func(io.Writer) (digest.Digest, error)) (err error) {
+	f, err := os.CreateTemp(filepath.Join(w.path, ingestDir), "blob-")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Join(w.path, ingestDir), "blob-")
-	if err != nil {
-		return fmt.Errorf("storing blob %s: %w", desc.Digest, err)
-	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("storing blob %s in %s: %w", desc.Digest, w.path, errors.Join(err, os.Remove(f.Name())))
+			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	err = Copy(ctx, &writeBehind{f: f}, desc, content)
+	d, err := fill(&writeBehind{f: f})
 	if err == nil {
 		err = errors.Join(f.Chmod(0o644), f.Sync())
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	name, err := blobPath(d)
+	if err != nil {
 		return err
 	}
 	target := filepath.Join(w.path, filepath.FromSlash(name))
@@ -149,7 +189,10 @@ func (w *Writer) writeIndex(idx v1.Index) error {
 	if idx.Manifests == nil {
 		idx.Manifests = []v1.Descriptor{}
 	}
-	body, err := json.MarshalIndent(idx, "", "  ")
+	body, err := json.Marshal(idx)
+	if err == nil && !w.Compact {
+		body, err = json.MarshalIndent(idx, "", "  ")
+	}
 	if err != nil {
 		return err
 	}

@@ -224,14 +224,21 @@ func (r *Repository) Blob(ctx context.Context, desc blob.Descriptor, limit int64
 	return body, nil
 }
 
-// resource returns the URL of something in the repository.
+// resource returns the URL of something in the repository, or, with a slash before it,
+// in the registry.
 func (r *Repository) resource(scheme, resource string) *url.URL {
-	u := &url.URL{Scheme: scheme, Host: r.registry.RegistryStr(), Path: path.Join("/v2", r.path, resource)}
+	resource, query, _ := strings.Cut(resource, "?")
+	u := &url.URL{Scheme: scheme, Host: r.registry.RegistryStr(), Path: path.Join("/v2", r.path, resource), RawQuery: query}
+	if strings.HasPrefix(resource, "/") {
+		u.Path = path.Join("/v2", resource)
+	}
 	if strings.HasSuffix(resource, "/") {
 		u.Path += "/"
 	}
 	if r.namespace != "" {
-		u.RawQuery = url.Values{"ns": {r.namespace}}.Encode()
+		values := u.Query()
+		values.Set("ns", r.namespace)
+		u.RawQuery = values.Encode()
 	}
 	return u
 }
