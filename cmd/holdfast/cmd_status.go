@@ -12,14 +12,16 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/control"
 )
 
 // status is what `status --json` prints.
 type status struct {
-	Daemon control.Info          `json:"daemon"`
-	Images []control.ImageStatus `json:"images"`
+	Daemon    control.Info          `json:"daemon"`
+	Images    []control.ImageStatus `json:"images"`
+	Artifacts *artifacts.All        `json:"artifacts,omitempty"`
 }
 
 func newStatusCommand(g *globals) *cobra.Command {
@@ -48,6 +50,8 @@ index, how much of it is local, what was fetched, and its last error.
 				s.Images = []control.ImageStatus{*img}
 			} else if s.Images, err = client.Images(cmd.Context()); err != nil {
 				return err
+			} else if s.Artifacts, err = client.Artifacts(cmd.Context()); err != nil {
+				return err
 			}
 			return g.print(cmd.OutOrStdout(), s, func() error { return printStatus(cmd.OutOrStdout(), s) })
 		},
@@ -62,6 +66,9 @@ func printStatus(w io.Writer, s status) error {
 	if s.Daemon.Disabled != "" {
 		fmt.Fprintf(t, "DISABLED\t%s\n", s.Daemon.Disabled)
 	}
+	if a := s.Artifacts; a != nil && len(a.Artifacts)+len(a.Stores) > 0 {
+		fmt.Fprintf(t, "artifacts\t%s\n", describeArtifacts(a))
+	}
 	for _, i := range s.Images {
 		fmt.Fprintf(t, "\n%s\t%s\n", strings.Join(i.References, ", "), i.Digest)
 		fmt.Fprintln(t, "  LAYER\tSIZE\tSTATE\tINDEX\tLOCAL\tREQUESTS\tFETCHED\tNOTE")
@@ -70,6 +77,17 @@ func printStatus(w io.Writer, s status) error {
 		}
 	}
 	return t.Flush()
+}
+
+// describeArtifacts tells how many artifacts are offered, and which stores are not there.
+func describeArtifacts(a *artifacts.All) string {
+	text := fmt.Sprintf("%d, of %d stores and registries (holdfast artifact status)", len(a.Artifacts), len(a.Stores))
+	for _, s := range a.Stores {
+		if s.Error != "" {
+			text += fmt.Sprintf("; %s: %s", s.Path, s.Error)
+		}
+	}
+	return text
 }
 
 func describeCache(c cache.SpaceStats) string {

@@ -110,7 +110,7 @@ func New(c Config) (*Manager, error) {
 			c.Logger.Warn("forgetting a lazy artifact", "artifact", r.Name, "err", err)
 			continue
 		}
-		m.lazy[r.Name] = l
+		m.lazy[l.ref.String()] = l
 	}
 	return m, m.configure()
 }
@@ -147,16 +147,20 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 }
 
-// Start composes what needs no network and no other store, before runtimes start.
+// Start composes what is there, before runtimes start. It does not wait long for stores:
+// what they have comes later.
 func (m *Manager) Start(ctx context.Context) error {
 	for _, dir := range Directories(m.config.Dir) {
 		if err := create(dir); err != nil {
 			return err
 		}
 	}
+	const atMost = 2 * patience
+	soon, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
 	var looking sync.WaitGroup
 	for _, a := range m.stores {
-		looking.Go(func() { a.look(ctx) })
+		looking.Go(func() { a.look(soon) })
 	}
 	looking.Wait()
 	return m.compose(ctx, false)

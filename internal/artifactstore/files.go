@@ -117,8 +117,7 @@ func (s *Store) addManifest(ctx context.Context, name string, m v1.Manifest) (*S
 	if err := s.note(ctx); err != nil {
 		return nil, err
 	}
-	added := summarize(name, blob.Manifest{MediaType: m.MediaType, Digest: desc.Digest, Body: body})
-	return &added, nil
+	return s.find(ctx, name)
 }
 
 // collect finds the files at paths, in the order of their names. done closes what it

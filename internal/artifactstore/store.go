@@ -102,8 +102,10 @@ func (s *Store) List(ctx context.Context, change func([]v1.Descriptor) ([]v1.Des
 		}
 		seen := map[digest.Digest]bool{}
 		for i, d := range list {
+			// Readers go by what is said here, and know nothing without it.
+			list[i].MediaType = v1.MediaTypeImageManifest
 			if seen[d.Digest] {
-				if list[i], err = s.alias(ctx, d); err != nil {
+				if list[i], err = s.alias(ctx, list[i]); err != nil {
 					return nil, err
 				}
 			}
@@ -233,6 +235,11 @@ func (s *Store) finish(ctx context.Context, p *bundle.Packer, name string) (*Sum
 	if err := s.note(ctx); err != nil {
 		return nil, err
 	}
+	return s.find(ctx, name)
+}
+
+// find returns an artifact as it is listed.
+func (s *Store) find(ctx context.Context, name string) (*Summary, error) {
 	all, err := List(ctx, s.Layout)
 	if err != nil {
 		return nil, err

@@ -76,6 +76,9 @@ func Verify(ctx context.Context, path string, progress func(d digest.Digest, don
 		if err == nil {
 			a, err = Parse(m)
 		}
+		if err == nil && d.MediaType != v1.MediaTypeImageManifest {
+			err = fmt.Errorf("it is listed with type %q: %w", d.MediaType, ErrUnreadable)
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}

@@ -274,6 +274,7 @@ func (d *Daemon) serve(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return control.Serve(gctx, listener, d, d.metrics(), d.log) })
 	g.Go(func() error { return d.layers.Run(gctx) })
 	g.Go(func() error { return d.space.Run(gctx) })
+	g.Go(func() error { return d.blobs.Run(gctx) })
 	g.Go(func() error { return d.blobSpace.Run(gctx) })
 	g.Go(func() error { return d.artifacts.Run(gctx) })
 	g.Go(func() error { return d.preparer.Run(gctx, d.inUse) })

@@ -355,6 +355,23 @@ func (s *Set) Flush() {
 	}
 }
 
+// flushInterval is how often present maps are made durable.
+const flushInterval = 5 * time.Second
+
+// Run makes what has been fetched durable, until ctx ends.
+func (s *Set) Run(ctx context.Context) error {
+	tick := time.NewTicker(flushInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.Flush()
+		}
+	}
+}
+
 // Close ends all fetches. Nobody reads.
 func (s *Set) Close() error {
 	s.cancel()
