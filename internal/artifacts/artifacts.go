@@ -240,7 +240,7 @@ func (m *Manager) Status() All {
 		all.Artifacts = append(all.Artifacts, s)
 	}
 	for name, l := range m.lazy {
-		if !seen[name] {
+		if !seen[name] && !l.isImage() {
 			all.Artifacts = append(all.Artifacts, l.status(m.config.Blobs))
 		}
 	}

@@ -50,6 +50,12 @@ type lazy struct {
 	err      error
 }
 
+// isImage reports whether a pattern names an image besides artifacts: nobody has asked
+// for it.
+func (l *lazy) isImage() bool {
+	return l.pattern != "" && !l.configured && !l.prepared && errors.Is(l.err, artifactstore.ErrImage)
+}
+
 // record is what is kept of one.
 type record struct {
 	Name     string    `json:"name"`

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -117,11 +118,22 @@ func (b *Blob) saveMeta() error {
 	return atomicfile.WriteJSON(filepath.Join(b.dir, metaName), b.meta, 0o600)
 }
 
-// AddSources adds places the blob is read from.
+// maxSources bounds what artifacts can add.
+const maxSources = 16
+
+// AddSources adds places the blob is read from, before those it has; one of the same
+// name is replaced, since it may have newer credentials.
 func (b *Blob) AddSources(added []blob.Source) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sources = added
+	all := slices.Clone(added)
+	for _, s := range b.sources {
+		same := func(a blob.Source) bool { return a.String() == s.String() }
+		if !slices.ContainsFunc(added, same) && len(all) < maxSources {
+			all = append(all, s)
+		}
+	}
+	b.sources = all
 	if b.listed != nil {
 		b.listed.dev.AddSources(added)
 	}

@@ -309,7 +309,7 @@ func TestWholeResumes(t *testing.T) {
 	counting := &halting{Source: blobtest.NewMemory(p), at: size}
 	one.AddSources([]blob.Source{counting})
 	b.same(one.Path(), p)
-	if counting.first.offset != 2<<20 {
+	if counting.first.offset != 2<<20 { // it was asked first
 		t.Errorf("it went on at %d", counting.first.offset)
 	}
 }
