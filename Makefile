@@ -24,7 +24,7 @@ install: build
 	sed 's|/usr/local|$(PREFIX)|g' deploy/holdfast.service > $(DESTDIR)/etc/systemd/system/holdfast.service
 	sed 's|/usr/local|$(PREFIX)|g' deploy/registries.conf.d/50-holdfast.conf > $(DESTDIR)/etc/containers/registries.conf.d/50-holdfast.conf
 	install -m 644 deploy/tmpfiles.d/holdfast.conf $(DESTDIR)/etc/tmpfiles.d/holdfast.conf
-	install -m 644 deploy/storage.conf $(DESTDIR)$(PREFIX)/share/doc/holdfast/storage.conf
+	install -m 644 deploy/storage.conf deploy/crio.conf.d/50-holdfast-artifacts.conf $(DESTDIR)$(PREFIX)/share/doc/holdfast/
 	test -e $(DESTDIR)/etc/holdfast/config.toml || install -D -m 644 internal/config/default.toml $(DESTDIR)/etc/holdfast/config.toml
 
 test: setup unit e2e
