@@ -283,12 +283,20 @@ func (s *Store) Remove(ctx context.Context, names ...string) error {
 	if err != nil {
 		return err
 	}
-	gone := map[string]bool{}
+	type entry struct { // a name alone is none: several may lack one
+		name   string
+		digest digest.Digest
+	}
+	gone := map[entry]bool{}
 	for _, n := range names {
 		found := false
 		for _, a := range all {
-			if a.Name == n || a.Digest.String() == n || a.Listed.String() == n {
-				gone[a.Name], found = true, true
+			listed := a.Digest
+			if a.Listed != "" {
+				listed = a.Listed
+			}
+			if a.Name == n || a.Digest.String() == n || listed.String() == n {
+				gone[entry{a.Name, listed}], found = true, true
 			}
 		}
 		if !found {
@@ -296,7 +304,7 @@ func (s *Store) Remove(ctx context.Context, names ...string) error {
 		}
 	}
 	err = s.List(ctx, func(list []v1.Descriptor) ([]v1.Descriptor, error) {
-		return slices.DeleteFunc(list, func(d v1.Descriptor) bool { return gone[d.Annotations[v1.AnnotationRefName]] }), nil
+		return slices.DeleteFunc(list, func(d v1.Descriptor) bool { return gone[entry{d.Annotations[v1.AnnotationRefName], d.Digest}] }), nil
 	})
 	if err != nil {
 		return fmt.Errorf("removing from %s: %w", s.path, err)

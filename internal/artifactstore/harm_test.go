@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package artifactstore_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/holdfast/holdfast/internal/artifactstore"
+	"github.com/holdfast/holdfast/internal/blob"
+)
+
+// put stores a manifest, as tools do that know nothing of the rules of a store.
+func put(t testing.TB, s *artifactstore.Store, m v1.Manifest) v1.Descriptor {
+	t.Helper()
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := blob.Descriptor{Digest: digest.FromBytes(body), Size: int64(len(body))}
+	if err := s.Put(t.Context(), d, strings.NewReader(string(body))); err != nil {
+		t.Fatal(err)
+	}
+	return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: d.Digest, Size: d.Size}
+}
+
+// Podman leaves an entry without a name when a tag moves: of several of them just the
+// one that was named by its digest is removed.
+func TestRemoveUnnamed(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	a, b := put(t, s, manifest("x/a", nil)), put(t, s, manifest("x/b", nil))
+	if err := s.List(t.Context(), func([]v1.Descriptor) ([]v1.Descriptor, error) { return []v1.Descriptor{a, b}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), a.Digest.String()); err != nil {
+		t.Fatal(err)
+	}
+	if all := list(t, path); len(all) != 1 || all[0].Digest != b.Digest {
+		t.Errorf("%+v", all)
+	}
+}
