@@ -3,7 +3,10 @@
 package artifactstore_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -42,5 +45,36 @@ func TestRemoveUnnamed(t *testing.T) {
 	}
 	if all := list(t, path); len(all) != 1 || all[0].Digest != b.Digest {
 		t.Errorf("%+v", all)
+	}
+}
+
+// What verify advises helps: an artifact that is added again is whole again, even if its
+// files have kept their size.
+func TestMend(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	m := manifest("x/y", map[string]string{"w": "weights"})
+	from := source(t, llama, m, "weights")
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, content := range []string{"weights", "{}", string(body)} {
+		if _, err := add(t, s, from.Layout, llama); err != nil {
+			t.Fatal(err)
+		}
+		name := blobFile(filepath.Join(path, "artifacts"), content)
+		if err := os.WriteFile(name, bytes.Repeat([]byte("x"), len(content)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p := verify(t, path); len(p) != 1 {
+			t.Errorf("%+v", p)
+		}
+		if _, err := add(t, s, from.Layout, llama); err != nil {
+			t.Fatal(err)
+		}
+		if p := verify(t, path); len(p) > 0 {
+			t.Errorf("%+v", p)
+		}
 	}
 }

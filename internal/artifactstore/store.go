@@ -227,6 +227,20 @@ func (s *Store) add(ctx context.Context, o bundle.Origin, p image.Platform, opti
 	return s.finish(ctx, packer, o.Name)
 }
 
+// Has reports whether a blob is there, and is what its digest says: adding an artifact
+// again is how a store that was harmed is mended.
+func (s *Store) Has(ctx context.Context, desc blob.Descriptor) (bool, error) {
+	have, err := s.Writer.Has(ctx, desc)
+	if !have || err != nil {
+		return false, err
+	}
+	err = ocidir.Check(ctx, s.Layout, desc, func(int64) {})
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	return err == nil, nil
+}
+
 // finish lists what was packed.
 func (s *Store) finish(ctx context.Context, p *bundle.Packer, name string) (*Summary, error) {
 	if err := p.Finish(ctx); err != nil {
@@ -254,7 +268,7 @@ func (s *Store) find(ctx context.Context, name string) (*Summary, error) {
 func (s *Store) room(ctx context.Context, blobs []blob.Descriptor) error {
 	var needs int64
 	for _, d := range blobs {
-		have, err := s.Has(ctx, d)
+		have, err := s.Writer.Has(ctx, d)
 		if err != nil {
 			return err
 		}
