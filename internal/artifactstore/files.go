@@ -98,7 +98,8 @@ func (s *Store) addManifest(ctx context.Context, name string, m v1.Manifest) (*S
 	desc := v1.Descriptor{
 		MediaType: m.MediaType, Digest: digest.FromBytes(body), Size: int64(len(body)), Annotations: map[string]string{v1.AnnotationRefName: name},
 	}
-	if _, err := Parse(blob.Manifest{MediaType: m.MediaType, Digest: desc.Digest, Body: body}); err != nil {
+	a, err := Parse(blob.Manifest{MediaType: m.MediaType, Digest: desc.Digest, Body: body})
+	if err != nil {
 		return nil, err
 	}
 	for _, small := range [][]byte{v1.DescriptorEmptyJSON.Data, body} {
@@ -106,6 +107,9 @@ func (s *Store) addManifest(ctx context.Context, name string, m v1.Manifest) (*S
 		if err := s.Put(ctx, d, bytes.NewReader(small)); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.need(append(a.Blobs(), blob.Descriptor{Digest: desc.Digest})); err != nil {
+		return nil, err
 	}
 	err = s.List(ctx, func(list []v1.Descriptor) ([]v1.Descriptor, error) {
 		list = slices.DeleteFunc(list, func(d v1.Descriptor) bool { return d.Annotations[v1.AnnotationRefName] == name })

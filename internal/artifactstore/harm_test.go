@@ -78,3 +78,37 @@ func TestMend(t *testing.T) {
 		}
 	}
 }
+
+// A manifest that cannot be read hinders neither who adds nor who removes, the broken one
+// above all; nothing is pruned as long as it is not known what is needed.
+func TestBroken(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	names := []string{llama, second, "quay.io/models/third:1"}
+	for _, name := range names {
+		added, err := s.AddFiles(t.Context(), name, []string{files(t, map[string]string{"w": name})}, artifactstore.FileOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == names[2] {
+			break
+		}
+		if err := os.WriteFile(filepath.Join(path, "artifacts", "blobs", "sha256", added.Digest.Encoded()), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range names[:2] {
+		if _, err := s.Prune(t.Context(), 0, false); err == nil || !strings.Contains(err.Error(), "holdfast artifact verify") {
+			t.Errorf("pruned: %v", err)
+		}
+		if err := s.Remove(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Prune(t.Context(), 0, false); err != nil {
+		t.Error(err)
+	}
+	if all := list(t, path); len(all) != 1 || all[0].Name != names[2] || len(verify(t, path)) > 0 {
+		t.Errorf("%+v, %+v", all, verify(t, path))
+	}
+}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/docker/go-units"
@@ -16,6 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/blob"
 )
 
 // unneededName is the file that tells since when nothing needs a blob, and maxUnneeded
@@ -38,10 +41,11 @@ type Decision struct {
 func (s *Store) Prune(ctx context.Context, grace time.Duration, dry bool) ([]Decision, error) {
 	since, sizes, err := s.unneeded(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("pruning %s: %w", s.path, err)
+		return nil, fmt.Errorf("pruning %s: what is needed is not known, so nothing goes (holdfast artifact verify tells what to do): %w", s.path, err)
 	}
 	all := []Decision{}
-	for d, at := range since {
+	for _, d := range slices.Sorted(maps.Keys(since)) {
+		at := since[d]
 		age := time.Since(at)
 		one := Decision{Digest: d, Size: sizes[d], Remove: age >= grace, Reason: "no artifact has needed it for " + units.HumanDuration(age)}
 		all = append(all, one)
@@ -60,13 +64,42 @@ func (s *Store) Prune(ctx context.Context, grace time.Duration, dry bool) ([]Dec
 	return all, s.save(since)
 }
 
-// note notes since when nothing needs which blobs.
+// note notes since when nothing needs which blobs. Of a store with a manifest that cannot
+// be read that is not known: then all clocks begin anew, since an artifact has to be
+// addable to such a store, and removable from it.
 func (s *Store) note(ctx context.Context) error {
 	since, _, err := s.unneeded(ctx)
+	if ctx.Err() != nil {
+		return fmt.Errorf("noting what is not needed in %s: %w", s.path, context.Cause(ctx))
+	}
 	if err != nil {
-		return fmt.Errorf("noting what is not needed in %s: %w", s.path, err)
+		since = nil
 	}
 	return s.save(since)
+}
+
+// need stops the clocks of blobs that are about to be listed. It comes before the list:
+// who is killed between that and note must not leave an old clock running.
+func (s *Store) need(blobs []blob.Descriptor) error {
+	noted := s.noted()
+	before := len(noted)
+	for _, b := range blobs {
+		delete(noted, b.Digest)
+	}
+	if len(noted) == before {
+		return nil
+	}
+	return s.save(noted)
+}
+
+// noted reads since when nothing needs which blobs. If the file is harmed their time
+// begins anew.
+func (s *Store) noted() map[digest.Digest]time.Time {
+	var noted map[digest.Digest]time.Time
+	if err := atomicfile.ReadJSON(filepath.Join(s.Path(), unneededName), maxUnneeded, &noted); err != nil {
+		return nil
+	}
+	return noted
 }
 
 func (s *Store) save(since map[digest.Digest]time.Time) error {
@@ -86,11 +119,7 @@ func (s *Store) unneeded(ctx context.Context) (map[digest.Digest]time.Time, map[
 	if err != nil {
 		return nil, nil, err
 	}
-	var noted map[digest.Digest]time.Time
-	err = atomicfile.ReadJSON(filepath.Join(s.Path(), unneededName), maxUnneeded, &noted)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		noted = nil // their time begins anew
-	}
+	noted := s.noted()
 	dir := filepath.Join(s.Path(), v1.ImageBlobsDir, digest.SHA256.String())
 	entries, err := os.ReadDir(dir)
 	if err != nil {

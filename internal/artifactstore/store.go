@@ -224,6 +224,9 @@ func (s *Store) add(ctx context.Context, o bundle.Origin, p image.Platform, opti
 	if _, err := packer.Pack(ctx, o); err != nil {
 		return nil, err
 	}
+	if err := s.need(append(a.Blobs(), blob.Descriptor{Digest: m.Digest})); err != nil {
+		return nil, err
+	}
 	return s.finish(ctx, packer, o.Name)
 }
 
