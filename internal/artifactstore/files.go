@@ -14,10 +14,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob"
@@ -54,8 +56,10 @@ func (s *Store) AddFiles(ctx context.Context, name string, paths []string, o Fil
 }
 
 func (s *Store) addFiles(ctx context.Context, name string, paths []string, o FileOptions) (*Summary, error) {
-	if _, err := CheckName(name); err != nil {
+	if ref, err := CheckName(name); err != nil {
 		return nil, err
+	} else if _, digested := ref.(reference.Digested); digested {
+		return nil, fmt.Errorf("files make a digest of their own: %w", ErrName)
 	}
 	files, done, err := collect(paths)
 	defer done()
@@ -196,7 +200,7 @@ func inspect(files []local, root *os.Root, p string) ([]local, error) {
 		return files, fmt.Errorf("%s is no regular file", p)
 	}
 	name := filepath.ToSlash(p)
-	if strings.ContainsAny(name, "\n\x00") {
+	if strings.ContainsAny(name, "\n\x00") || !utf8.ValidString(name) { // JSON would make another one of it
 		return files, fmt.Errorf("%q cannot be the name of a file in an artifact", name)
 	}
 	return append(files, local{name: name, root: root, path: p, size: info.Size()}), nil

@@ -16,6 +16,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/blob/ocidir"
 )
 
 // Errors about what artifact stores do not hold.
@@ -50,6 +51,9 @@ func Parse(m blob.Manifest) (*Artifact, error) {
 	if types.MediaType(m.MediaType).IsIndex() || m.MediaType != v1.MediaTypeImageManifest && m.MediaType != "" {
 		return nil, fmt.Errorf("manifest %s of type %q: %w", m.Digest, m.MediaType, ErrUnreadable)
 	}
+	if len(m.Body) > ocidir.MaxManifest {
+		return nil, fmt.Errorf("manifest %s of %d bytes, more than %d: %w", m.Digest, len(m.Body), ocidir.MaxManifest, ErrUnreadable)
+	}
 	// The very function that CRI-O and Podman read it with.
 	if _, err := manifest.OCI1FromManifest(m.Body); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w: %w", m.Digest, ErrUnreadable, err)
@@ -68,7 +72,11 @@ func Parse(m blob.Manifest) (*Artifact, error) {
 	if len(a.Layers) > maxFiles {
 		return nil, fmt.Errorf("manifest %s: %d files are more than %d: %w", m.Digest, len(a.Layers), maxFiles, ErrUnreadable)
 	}
+	var total int64
 	for _, d := range append([]v1.Descriptor{a.Config}, a.Layers...) {
+		if total += d.Size; total < 0 {
+			return nil, fmt.Errorf("manifest %s: its files are larger than any disk: %w", m.Digest, ErrUnreadable)
+		}
 		if d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || d.Size < 0 {
 			return nil, fmt.Errorf("manifest %s names a blob %q of %d bytes: %w", m.Digest, d.Digest, d.Size, ErrUnreadable)
 		}
@@ -144,6 +152,9 @@ func Alias(m blob.Manifest, name string) (blob.Manifest, error) {
 	annotations[SameAsAnnotation], annotations[NameAnnotation] = a.Original.String(), name
 	a.Annotations, a.MediaType = annotations, v1.MediaTypeImageManifest
 	body, err := json.Marshal(a.Manifest)
+	if err == nil && len(body) > ocidir.MaxManifest {
+		err = fmt.Errorf("%d bytes are more than %d: %w", len(body), ocidir.MaxManifest, ErrUnreadable)
+	}
 	if err != nil {
 		return blob.Manifest{}, fmt.Errorf("making a manifest for %s: %w", name, err)
 	}
@@ -152,6 +163,19 @@ func Alias(m blob.Manifest, name string) (blob.Manifest, error) {
 
 // ErrName means that a name is none by which readers find an artifact.
 var ErrName = errors.New("want a full name with a registry and a tag, such as quay.io/models/llama:8b (--as gives one)")
+
+// checkDigest checks that a name with a digest has that of the manifest, by which readers
+// compare: an index, or an artifact that was made here, has another.
+func checkDigest(name string, d digest.Digest) error {
+	ref, err := CheckName(name)
+	if err != nil {
+		return err
+	}
+	if named, ok := ref.(reference.Digested); ok && named.Digest() != d {
+		return fmt.Errorf("artifact %s would be found neither by that digest, since its manifest has %s, nor by a tag: give it one with --as", name, d)
+	}
+	return nil
+}
 
 // CheckName checks the name of an artifact in a store.
 func CheckName(name string) (reference.Named, error) {

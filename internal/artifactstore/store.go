@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast/holdfast/internal/blob"
@@ -100,16 +101,23 @@ func (s *Store) List(ctx context.Context, change func([]v1.Descriptor) ([]v1.Des
 		if err != nil {
 			return nil, err
 		}
-		seen := map[digest.Digest]bool{}
+		at := map[digest.Digest]int{}
 		for i, d := range list {
 			// Readers go by what is said here, and know nothing without it.
 			list[i].MediaType = v1.MediaTypeImageManifest
-			if seen[d.Digest] {
+			if _, taken := at[d.Digest]; taken {
 				if list[i], err = s.alias(ctx, list[i]); err != nil {
 					return nil, err
 				}
 			}
-			seen[list[i].Digest] = true
+			if other, taken := at[list[i].Digest]; taken {
+				// It came here under another name than it was made for: now it gets its own.
+				if list[other], err = s.alias(ctx, list[other]); err != nil {
+					return nil, err
+				}
+				at[list[other].Digest] = other
+			}
+			at[list[i].Digest] = i
 		}
 		return list, nil
 	})
@@ -117,6 +125,11 @@ func (s *Store) List(ctx context.Context, change func([]v1.Descriptor) ([]v1.Des
 
 // alias stores a manifest for a further name of a digest.
 func (s *Store) alias(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
+	if ref, err := reference.ParseNamed(d.Annotations[v1.AnnotationRefName]); err == nil {
+		if _, digested := ref.(reference.Digested); digested {
+			return d, fmt.Errorf("%s is in the store under another name, and a second one with a digest is not found: %w", ref, ErrName)
+		}
+	}
 	m, err := s.Manifest(ctx, d.Digest.String())
 	if err == nil {
 		m, err = Alias(m, d.Annotations[v1.AnnotationRefName])
@@ -212,6 +225,9 @@ func (s *Store) add(ctx context.Context, o bundle.Origin, p image.Platform, opti
 		return nil, err
 	}
 	a, err := Parse(m)
+	if err == nil {
+		err = checkDigest(o.Name, m.Digest)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func Verify(ctx context.Context, path string, progress func(d digest.Digest, don
 			what = "artifact " + d.Digest.String()
 		}
 		r.Artifacts++
-		if _, err := CheckName(name); err != nil {
+		if err := checkDigest(name, d.Digest); err != nil {
 			wrong(what, "add it under its full name (--as), and "+takeOut, fmt.Errorf("runtimes cannot find it: %w", err))
 		}
 		if names[name] {
