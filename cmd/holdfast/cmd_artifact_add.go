@@ -33,6 +33,8 @@ type addingArtifacts struct {
 	kind     string
 	fileType string
 	platform string
+
+	named map[string]string // what --as has given a name to
 }
 
 func newArtifactAddCommand(g *globals) *cobra.Command {
@@ -98,6 +100,10 @@ func parseSource(name string) source {
 		path = abs
 	}
 	l := ocidir.New(path)
+	// One that is torn is not a directory of files: file: says that it is meant so.
+	if _, err := os.Stat(filepath.Join(path, v1.ImageLayoutFile)); err == nil {
+		isLayout = true
+	}
 	if _, err := l.Index(context.Background()); err == nil || isLayout {
 		return source{name: name, layout: l}
 	}
@@ -210,6 +216,9 @@ func (o *addingArtifacts) add(ctx context.Context, store *artifactstore.Store, o
 		return nil, fmt.Errorf("%s cannot be added", s.name)
 	}
 	name := o.rename(found.Asked)
+	if err := o.claim(name, s.name); err != nil {
+		return nil, err
+	}
 	if name == "" {
 		if name, err = found.FullName(ctx); err != nil {
 			return nil, fmt.Errorf("%w (--as)", err)
@@ -241,6 +250,22 @@ func (o *addingArtifacts) rename(tag string) string {
 	return tagged.String()
 }
 
+// claim notes that --as gives a name to something: an error if it has given it to another
+// thing, which would be lost.
+func (o *addingArtifacts) claim(name, what string) error {
+	if o.as == "" || name == "" {
+		return nil
+	}
+	if other, taken := o.named[name]; taken {
+		return &usageError{fmt.Errorf("--as %s: %s and %s would both be %s: add them by commands of their own", o.as, other, what, name)}
+	}
+	if o.named == nil {
+		o.named = map[string]string{}
+	}
+	o.named[name] = what
+	return nil
+}
+
 // origins are all artifacts that a layout lists under a name, without what cosign keeps
 // beside them.
 func (o *addingArtifacts) origins(ctx context.Context, l *ocidir.Layout) (all []bundle.Origin, err error) {
@@ -268,6 +293,9 @@ func (o *addingArtifacts) origins(ctx context.Context, l *ocidir.Layout) (all []
 		}
 		if name == "" {
 			return nil, &usageError{fmt.Errorf("%s lists %q, which is no full name: give it a repository with --as, such as quay.io/models/llama", l, tag)}
+		}
+		if err := o.claim(name, fmt.Sprintf("%q of %s", tag, l)); err != nil {
+			return nil, err
 		}
 		all = append(all, bundle.Origin{Name: name, Asked: d.Digest.String(), Reader: l, Sources: []blob.Source{l}})
 	}
