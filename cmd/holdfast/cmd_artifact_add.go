@@ -33,6 +33,7 @@ type addingArtifacts struct {
 	kind     string
 	fileType string
 	platform string
+	follow   bool
 
 	named map[string]string // what --as has given a name to
 }
@@ -72,6 +73,7 @@ list tags only: --as quay.io/models/llama makes v1 quay.io/models/llama:v1.
 	cmd.Flags().StringVar(&o.as, "as", "", "the full `name` of the artifact, or the repository of tags")
 	cmd.Flags().StringVar(&o.kind, "type", "", "the artifact `type` of files, such as application/vnd.cncf.model.manifest.v1+json")
 	cmd.Flags().StringVar(&o.fileType, "file-type", artifactstore.DefaultFileType, "the media `type` of each file")
+	cmd.Flags().BoolVar(&o.follow, "follow-links", false, "follow links that lead out of a directory of files, as in a cache of Hugging Face")
 	cmd.Flags().StringVar(&o.platform, "platform", image.Machine().String(), "the `platform` of an artifact that has several, OS/ARCHITECTURE[/VARIANT]")
 	return cmd
 }
@@ -146,7 +148,7 @@ func (o *addingArtifacts) run(ctx context.Context, path string, names []string) 
 	defer func() { err = errors.Join(err, store.Close()) }()
 	if len(files) > 0 {
 		bars := o.bars()
-		added, err := store.AddFiles(ctx, o.as, files, artifactstore.FileOptions{Type: o.kind, FileType: o.fileType, Progress: bars.showNamed})
+		added, err := store.AddFiles(ctx, o.as, files, artifactstore.FileOptions{Type: o.kind, FileType: o.fileType, FollowLinks: o.follow, Progress: bars.showNamed})
 		bars.stop()
 		if err != nil {
 			return all, err

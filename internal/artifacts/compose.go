@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -172,6 +173,9 @@ func (m *Manager) plan(withoutUs bool) *composition {
 		if names[e.name] {
 			c.shadowed[e.from]++
 			return
+		}
+		if s := c.shards[shardOf(e.name)]; s.digests[e.manifest.Digest] && strings.Contains(e.name, "@") {
+			return // by another digest it would not be found
 		}
 		listed, err := c.shards[shardOf(e.name)].add(e)
 		if err != nil { // Parse has read it before

@@ -31,7 +31,10 @@ type FileOptions struct {
 	Type string
 	// FileType is the media type of each file; "" is DefaultFileType.
 	FileType string
-	Progress func(name string, done, total int64)
+	// FollowLinks follows links that lead out of their directory, as those of caches do
+	// that keep content elsewhere.
+	FollowLinks bool
+	Progress    func(name string, done, total int64)
 }
 
 // DefaultFileType is the media type of files that are what they are.
@@ -39,9 +42,9 @@ const DefaultFileType = "application/octet-stream"
 
 // local is a file that is to be added.
 type local struct {
-	name string // in the artifact
-	root *os.Root
-	path string // in root
+	name string   // in the artifact
+	root *os.Root // nil if a link led out of it
+	path string   // in root
 	size int64
 }
 
@@ -61,7 +64,7 @@ func (s *Store) addFiles(ctx context.Context, name string, paths []string, o Fil
 	} else if _, digested := ref.(reference.Digested); digested {
 		return nil, fmt.Errorf("files make a digest of their own: %w", ErrName)
 	}
-	files, done, err := collect(paths)
+	files, done, err := collect(paths, o.FollowLinks)
 	defer done()
 	if err != nil {
 		return nil, err
@@ -130,7 +133,7 @@ func (s *Store) addManifest(ctx context.Context, name string, m v1.Manifest) (*S
 
 // collect finds the files at paths, in the order of their names. done closes what it
 // has opened.
-func collect(paths []string) (files []local, done func(), err error) {
+func collect(paths []string, follow bool) (files []local, done func(), err error) {
 	var roots []*os.Root
 	done = func() {
 		for _, r := range roots {
@@ -154,9 +157,9 @@ func collect(paths []string) (files []local, done func(), err error) {
 		roots = append(roots, root)
 		var some []local
 		if only != "" {
-			some, err = inspect(some, root, only)
+			some, err = inspect(some, root, only, follow)
 		} else {
-			some, err = walk(root)
+			some, err = walk(root, follow)
 		}
 		if err != nil {
 			return nil, done, fmt.Errorf("%s: %w", p, err)
@@ -179,22 +182,32 @@ func collect(paths []string) (files []local, done func(), err error) {
 	return files, done, nil
 }
 
-func walk(root *os.Root) (files []local, err error) {
+func walk(root *os.Root, follow bool) (files []local, err error) {
 	err = fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		files, err = inspect(files, root, p)
+		files, err = inspect(files, root, p, follow)
 		return err
 	})
 	return files, err
 }
 
-// inspect adds a file. Links that stay in the directory are followed to files.
-func inspect(files []local, root *os.Root, p string) ([]local, error) {
+// inspect adds a file. Links that stay in the directory are followed to files, others
+// only if the user says so: a stick could have one to any file of this machine.
+func inspect(files []local, root *os.Root, p string, follow bool) ([]local, error) {
+	within := root
 	info, err := root.Stat(p)
 	if err != nil {
-		return files, fmt.Errorf("%s: %w", p, err)
+		var outside error
+		info, outside = os.Stat(filepath.Join(root.Name(), p))
+		switch {
+		case outside != nil:
+			return files, fmt.Errorf("%s: %w", p, err)
+		case !follow:
+			return files, fmt.Errorf("%s is a link that leads out of its directory: allow that with --follow-links: %w", p, err)
+		}
+		within = nil
 	}
 	if !info.Mode().IsRegular() {
 		return files, fmt.Errorf("%s is no regular file", p)
@@ -203,12 +216,19 @@ func inspect(files []local, root *os.Root, p string) ([]local, error) {
 	if strings.ContainsAny(name, "\n\x00") || !utf8.ValidString(name) { // JSON would make another one of it
 		return files, fmt.Errorf("%q cannot be the name of a file in an artifact", name)
 	}
-	return append(files, local{name: name, root: root, path: p, size: info.Size()}), nil
+	if within == nil {
+		p = filepath.Join(root.Name(), p)
+	}
+	return append(files, local{name: name, root: within, path: p, size: info.Size()}), nil
 }
 
 // addFile copies a file into the store. It may not change meanwhile.
 func (s *Store) addFile(ctx context.Context, f local, progress func(string, int64, int64)) (blob.Descriptor, error) {
-	file, err := f.root.OpenFile(f.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	open := os.OpenFile
+	if f.root != nil {
+		open = f.root.OpenFile
+	}
+	file, err := open(f.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return blob.Descriptor{}, err
 	}

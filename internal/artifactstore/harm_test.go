@@ -282,3 +282,17 @@ func TestIndexAndReadOnly(t *testing.T) {
 		t.Errorf("opened for writing: %v", err)
 	}
 }
+
+// A cache of Hugging Face keeps the content of a snapshot's files beside it.
+func TestLinksOut(t *testing.T) {
+	cache := files(t, map[string]string{"blobs/abc": "weights", "snapshots/1/config.json": "{}"})
+	snapshot := filepath.Join(cache, "snapshots", "1")
+	if err := os.Symlink("../../blobs/abc", filepath.Join(snapshot, "w.safetensors")); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, t.TempDir())
+	got, err := s.AddFiles(t.Context(), llama, []string{snapshot}, artifactstore.FileOptions{FollowLinks: true})
+	if err != nil || got.Size != 9 || got.Files[1].Name != "w.safetensors" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

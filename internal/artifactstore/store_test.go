@@ -171,7 +171,7 @@ func TestBadFiles(t *testing.T) {
 	}{
 		"no registry":   {"models/llama:8b", []string{dir + "/w"}, "full name with a registry"},
 		"no tag":        {"quay.io/models/llama", []string{dir + "/w"}, "full name with a registry and a tag"},
-		"leads out":     {llama, []string{dir}, "out"},
+		"leads out":     {llama, []string{dir}, "allow that with --follow-links"},
 		"a pipe":        {llama, []string{pipe}, "pipe is no regular file"},
 		"nothing":       {llama, []string{t.TempDir()}, "there are no files"},
 		"missing":       {llama, []string{dir + "/none"}, "no such file"},
