@@ -79,23 +79,33 @@ func (n *node) composed() []string {
 func (n *node) offers() map[string]string {
 	n.t.Helper()
 	all := map[string]string{}
-	for _, dir := range n.composed() {
-		for line := range strings.Lines(n.reads(dir, "list")) {
-			name, dgst, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if all[name] != "" {
-				n.t.Errorf("%s is there twice", name)
-			}
-			all[name] = dgst
+	dirs := n.composed()
+	for i, dir := range dirs[1:] {
+		dirs[i+1] = filepath.Join(dir, "artifacts")
+	}
+	for line := range strings.Lines(n.reads(dirs[0], append([]string{"list"}, dirs[1:]...)...)) {
+		name, dgst, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if all[name] != "" {
+			n.t.Errorf("%s is there twice", name)
 		}
+		all[name] = dgst
 	}
 	return all
 }
 
-// mounted returns where the files of an artifact are, as a runtime would mount them.
+// mounted returns where the files of an artifact are, as a runtime would mount them;
+// nothing if it could not.
 func (n *node) mounted(name string) map[string]string {
 	n.t.Helper()
+	program, err := libartifact()
+	n.must(err)
+	dir := artifacts.Directory(filepath.Join(n.daemon.RunRoot(), "artifact-store"), name)
+	out, err := exec.CommandContext(n.t.Context(), program, "paths", filepath.Join(dir, "artifacts"), name).Output()
+	if err != nil {
+		return nil
+	}
 	files := map[string]string{}
-	for line := range strings.Lines(n.reads(artifacts.Directory(filepath.Join(n.daemon.RunRoot(), "artifact-store"), name), "paths", name)) {
+	for line := range strings.Lines(string(out)) {
 		file, path, _ := strings.Cut(strings.TrimSpace(line), " ")
 		files[file] = path
 	}
@@ -197,6 +207,39 @@ func TestArtifactStore(t *testing.T) {
 	}
 }
 
+// CRI-O's code and ours write to one store at once: nothing that either lists is lost.
+func TestArtifactStoreHasTwoWriters(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	store := n.path("store")
+	const rounds = 6
+	var names []string
+	for i := range rounds {
+		names = append(names, n.pushArtifact(fmt.Sprintf("models/m%d", i), "1", modelType, map[string][]byte{"w": weights(1<<20, byte(i))}))
+	}
+	n.holdfast("artifact", "add", store, names[0])
+	var writing sync.WaitGroup
+	for _, write := range []func(i int){
+		func(i int) { n.reads(store, "pull", names[i]) },
+		func(i int) { n.holdfast("artifact", "add", store, names[0], names[i]) },
+	} {
+		writing.Go(func() {
+			for i := range rounds {
+				write(i)
+			}
+		})
+	}
+	writing.Wait()
+	list := n.reads(store, "list")
+	for i, name := range names {
+		if !strings.Contains(list, name+" ") {
+			t.Errorf("%s is lost: %s", name, list)
+			continue
+		}
+		_, path, _ := strings.Cut(n.reads(store, "paths", name), " ")
+		n.sameFile(path, weights(1<<20, byte(i)))
+	}
+}
+
 // podmanArtifacts reads a store with the artifact commands of Podman of Debian 13.
 func (n *node) podmanArtifacts(store, name string) {
 	n.t.Helper()
@@ -268,22 +311,19 @@ filter = {max_size = "1KiB"}
 		}
 	}
 
-	// Runtimes list all the time from here on.
+	// A runtime lists all the time from here on.
 	program, err := libartifact()
 	n.must(err)
-	var watching sync.WaitGroup
-	var inputs []io.Closer
+	args := []string{"watch"}
 	for _, dir := range n.composed() {
-		cmd := exec.CommandContext(t.Context(), program, "watch", filepath.Join(dir, "artifacts"))
-		in, err := cmd.StdinPipe()
-		n.must(err)
-		inputs = append(inputs, in)
-		watching.Go(func() {
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("listing all the time: %v: %s", err, out)
-			}
-		})
+		args = append(args, filepath.Join(dir, "artifacts"))
 	}
+	watching := exec.CommandContext(t.Context(), program, args...)
+	input, err := watching.StdinPipe()
+	n.must(err)
+	var said bytes.Buffer
+	watching.Stdout, watching.Stderr = &said, &said
+	n.must(watching.Start())
 	held, err := os.Open(n.mounted(a)["w.bin"])
 	n.must(err)
 	for range 2 {
@@ -313,10 +353,10 @@ filter = {max_size = "1KiB"}
 	n.must(err)
 	n.await("the next worker", func() bool { _, err := n.daemon.Client().Artifacts(t.Context()); return err == nil })
 	n.await("the same as before", says(map[string]string{a: a + " of 1", b: "moved", "quay.io/models/new:1": "new"}))
-	for _, in := range inputs {
-		n.must(in.Close())
+	n.must(input.Close())
+	if err := watching.Wait(); err != nil {
+		t.Errorf("listing all the time: %v: %s", err, &said)
 	}
-	watching.Wait()
 }
 
 // An artifact that is only in a registry: whole without a chunk list, in parts with one,
@@ -341,6 +381,9 @@ func TestLazyArtifact(t *testing.T) {
 	n.holdfast("artifact", "prepare", whole)
 	if s := n.artifact(whole); s.State != artifacts.Lazy || s.Local > 0 {
 		t.Errorf("%+v", s)
+	}
+	if n.mounted(whole) == nil {
+		t.Errorf("%s cannot be mounted: %v", whole, n.offers())
 	}
 	for file, path := range n.mounted(whole) {
 		if got := n.sumInContainer(path); got != digest.FromBytes(model[file]) {

@@ -4,11 +4,11 @@
 // read them with, for the tests and the bench. It has a module of its own, since that
 // code wants other versions of what Holdfast is made of.
 //
-//	libartifact list STORE           name and digest of each artifact
+//	libartifact list STORE...        name and digest of each artifact
 //	libartifact inspect STORE NAME   its manifest
 //	libartifact paths STORE NAME     name and path of each of its files, as they are mounted
 //	libartifact time STORE... N      how long a list of all takes, in nanoseconds, N times
-//	libartifact watch STORE          lists again and again until its input ends
+//	libartifact watch STORE...       lists again and again until its input ends
 //	libartifact pull STORE NAME      from a registry without TLS
 package main
 
@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	switch args[0] {
 	case "list":
-		return list(ctx, s)
+		return list(ctx, system, args[1:])
 	case "inspect":
 		a, err := s.Inspect(ctx, arg)
 		if err != nil {
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	case "time":
 		return measure(ctx, system, args[1:len(args)-1], args[len(args)-1])
 	case "watch":
-		return watch(ctx, s)
+		return watch(ctx, system, args[1:])
 	case "pull":
 		_, err := s.Pull(ctx, arg, libimage.CopyOptions{InsecureSkipTLSVerify: image.OptionalBoolTrue, RemoveSignatures: true})
 		return err
@@ -74,16 +74,36 @@ func run(ctx context.Context, args []string) error {
 	return fmt.Errorf("unknown command %q", args[0])
 }
 
-func list(ctx context.Context, s *store.ArtifactStore) error {
-	all, err := s.List(ctx)
-	for _, a := range all {
-		d, err := a.GetDigest()
+func open(system *image.SystemContext, paths []string) (stores []*store.ArtifactStore, err error) {
+	for _, p := range paths {
+		s, err := store.NewArtifactStore(p, system)
+		if err != nil {
+			return nil, err
+		}
+		stores = append(stores, s)
+	}
+	return stores, nil
+}
+
+func list(ctx context.Context, system *image.SystemContext, paths []string) error {
+	stores, err := open(system, paths)
+	if err != nil {
+		return err
+	}
+	for _, s := range stores {
+		all, err := s.List(ctx)
 		if err != nil {
 			return err
 		}
-		fmt.Println(a.Name, d)
+		for _, a := range all {
+			d, err := a.GetDigest()
+			if err != nil {
+				return err
+			}
+			fmt.Println(a.Name, d)
+		}
 	}
-	return err
+	return nil
 }
 
 // measure lists several stores one after the other, as CRI-O does, from one process.
@@ -92,13 +112,9 @@ func measure(ctx context.Context, system *image.SystemContext, paths []string, t
 	if err != nil {
 		return err
 	}
-	var stores []*store.ArtifactStore
-	for _, p := range paths {
-		s, err := store.NewArtifactStore(p, system)
-		if err != nil {
-			return err
-		}
-		stores = append(stores, s)
+	stores, err := open(system, paths)
+	if err != nil {
+		return err
 	}
 	for range n {
 		start := time.Now()
@@ -112,16 +128,22 @@ func measure(ctx context.Context, system *image.SystemContext, paths []string, t
 	return nil
 }
 
-// watch fails with the first list that does, and says how many there were.
-func watch(ctx context.Context, s *store.ArtifactStore) error {
+// watch fails with the first list that does, and says how many rounds there were.
+func watch(ctx context.Context, system *image.SystemContext, paths []string) error {
+	stores, err := open(system, paths)
+	if err != nil {
+		return err
+	}
 	ended := make(chan struct{})
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(ended)
 	}()
 	for n := 0; ; n++ {
-		if _, err := s.List(ctx); err != nil {
-			return fmt.Errorf("list %d: %w", n, err)
+		for _, s := range stores {
+			if _, err := s.List(ctx); err != nil {
+				return fmt.Errorf("list %d: %w", n, err)
+			}
 		}
 		select {
 		case <-ended:
