@@ -242,6 +242,9 @@ func (b *Blob) openListed() (err error) {
 	if b.meta.Bad != "" {
 		l.dev.Fail(errors.New(b.meta.Bad))
 	}
+	if b.meta.Verified {
+		b.freeze(l) // what was frozen is not any more after a boot
+	}
 	b.listed = l
 	return nil
 }

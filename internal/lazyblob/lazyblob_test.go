@@ -195,13 +195,24 @@ func TestListed(t *testing.T) {
 	b.same(one.Path(), p)
 	b.same(lazy, p) // who has it mounted goes on
 	end(false)
-	s, _ = b.set()
+	s, end = b.set()
 	one, _ = s.Get(descriptor(p).Digest)
 	if one == nil || !one.State().Verified {
 		t.Fatal("a complete blob is not there after a restart")
 	}
 	b.same(one.Path(), p)
 	b.same(lazy, p)
+	direct := one.Path()
+	end(true)
+	// As after a boot: the mark that it may be mounted directly is of another one.
+	if err := os.WriteFile(filepath.Join(filepath.Dir(direct), cache.FrozenName), []byte("another boot"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = b.set()
+	if one, _ = s.Get(descriptor(p).Digest); one.Path() != direct {
+		t.Errorf("after a boot a complete blob is at %s", one.Path())
+	}
+	b.same(direct, p)
 }
 
 // Without one, readers wait until all is here and has its digest.

@@ -130,11 +130,7 @@ func (b *Blob) take(list *chunklist.List) error {
 	if err := writeTable(b.dir, list); err != nil {
 		return err
 	}
-	if err := b.openListed(); err != nil {
-		return err
-	}
-	b.freeze(b.listed)
-	return nil
+	return b.openListed()
 }
 
 // download fetches the whole to the file incoming, and goes on where an earlier process
