@@ -8,7 +8,7 @@
 // (scan.go) -> [Manager.compose] decides which of the stores answers for its name, and
 // writes its manifest and links to its files (compose.go) -> CRI-O lists it, and mounts
 // the files that the links lead to. One that is only in a registry is looked up by
-// [Manager.resolve] (lazy.go), and its files are package lazyblob's.
+// [Manager.resolve] (lookup.go), and its files are package lazyblob's.
 //
 // It is in the run directory: it is made anew at each start, and gone after a boot, so
 // that nothing in it can be stale. What a runtime reads there to list artifacts is local:
@@ -61,8 +61,9 @@ type Config struct {
 	// IndexTrust is what a chunk list has to be worth.
 	IndexTrust index.Trust
 	Blobs      *lazyblob.Set
-	// Wake has an element when a blob has changed.
-	Wake   <-chan struct{}
+	// Wake, which has room for an element, has one when something has changed that is
+	// composed, such as a blob.
+	Wake   chan struct{}
 	Logger *slog.Logger
 }
 
@@ -70,8 +71,6 @@ type Config struct {
 type Manager struct {
 	config Config
 	stores []*attached
-	wake   chan struct{} // something has changed that is composed
-	due    chan struct{} // something is to be looked up
 
 	composing sync.Mutex           // held while the composed store is written; protects the field below
 	unlisted  map[string]time.Time // files that are not listed, since when
@@ -91,8 +90,7 @@ const maxState = 256 << 20
 // that were prepared before.
 func New(c Config) (*Manager, error) {
 	m := &Manager{
-		config: c, wake: make(chan struct{}, 1), due: make(chan struct{}, 1),
-		unlisted: map[string]time.Time{}, lazy: map[string]*lazy{}, shadowed: map[string]int{},
+		config: c, unlisted: map[string]time.Time{}, lazy: map[string]*lazy{}, shadowed: map[string]int{},
 		failures: map[string]string{}, missing: map[digest.Digest]time.Time{},
 	}
 	for _, s := range c.Stores {
@@ -118,7 +116,7 @@ func New(c Config) (*Manager, error) {
 // Changed has the store composed anew.
 func (m *Manager) Changed() {
 	select {
-	case m.wake <- struct{}{}:
+	case m.config.Wake <- struct{}{}:
 	default:
 	}
 }
@@ -138,7 +136,6 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		m.sweep()
 		select {
-		case <-m.wake:
 		case <-m.config.Wake:
 		case <-time.After(tidy):
 		case <-ctx.Done():

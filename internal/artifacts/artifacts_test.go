@@ -91,7 +91,7 @@ func newManager(t *testing.T, stores ...Store) *Manager {
 	}
 	m, err := New(Config{
 		Dir: filepath.Join(dir, "store"), State: filepath.Join(dir, "state.json"), Stores: stores, Interval: time.Hour,
-		Sources: sources.New(sources.Config{}), Blobs: blobs, Logger: log,
+		Sources: sources.New(sources.Config{}), Blobs: blobs, Wake: make(chan struct{}, 1), Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
