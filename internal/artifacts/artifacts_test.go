@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
@@ -269,6 +270,34 @@ func TestLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the change", func() bool { return len(m.offers(t)) == 0 })
+}
+
+// What was looked up lately is left alone, unless its files are gone.
+func TestOutdated(t *testing.T) {
+	m := &Manager{config: Config{Interval: time.Hour, Blobs: new(lazyblob.Set)}, lazy: map[string]*lazy{}} // which does not run
+	empty := artifact("x/y", 0)
+	empty.Layers, empty.Config.Digest = nil, digest.FromString("{}")
+	gone := artifact("x/y", 1)
+	gone.Config.Digest, gone.Layers[0].Digest = empty.Config.Digest, digest.FromString("w")
+	for name, l := range map[string]*lazy{
+		"quay.io/a/fresh:1": {artifact: empty, checked: time.Now()}, "quay.io/a/old:1": {artifact: empty},
+		"quay.io/a/gone:1": {artifact: gone, checked: time.Now()}, "quay.io/a/unknown:1": {checked: time.Now()}, "quay.io/a/failed:1": {artifact: empty, checked: time.Now(), err: errSlow},
+		"quay.io/a/fixed@" + digest.FromString("m").String(): {artifact: empty}, "quay.io/b/fixed@" + digest.FromString("m").String(): {artifact: gone},
+	} {
+		ref, err := reference.ParseNamed(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.ref, l.prepared, l.config = ref, true, []byte("{}")
+		m.lazy[name] = l
+	}
+	var got []string
+	for _, l := range m.outdated() {
+		got = append(got, l.ref.Name())
+	}
+	if want := []string{"quay.io/a/failed", "quay.io/a/gone", "quay.io/a/old", "quay.io/a/unknown", "quay.io/b/fixed"}; !slices.Equal(got, want) {
+		t.Errorf("outdated %v", got)
+	}
 }
 
 // A damaged state is no reason not to start.

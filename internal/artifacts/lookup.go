@@ -74,15 +74,23 @@ func (m *Manager) outdated() []*lazy {
 			delete(m.lazy, name)
 			continue
 		}
-		if _, fixed := l.ref.(reference.Digested); fixed && l.artifact != nil {
-			continue
-		}
-		if l.err != nil || time.Since(l.checked) >= m.config.Interval {
+		_, fixed := l.ref.(reference.Digested)
+		stale := time.Since(l.checked) >= m.config.Interval && !fixed
+		if l.artifact == nil || l.err != nil || stale || m.lost(l) {
 			list = append(list, l)
 		}
 	}
 	slices.SortFunc(list, func(a, b *lazy) int { return cmp.Compare(a.ref.String(), b.ref.String()) })
 	return list
+}
+
+// lost reports whether the disk has lost a file of an artifact, or another disk is used
+// now. The caller holds m.mu.
+func (m *Manager) lost(l *lazy) bool {
+	return slices.ContainsFunc(l.artifact.Blobs(), func(d blob.Descriptor) bool {
+		_, ok := m.config.Blobs.Get(d.Digest)
+		return !ok && (d.Digest != l.artifact.Config.Digest || l.config == nil)
+	})
 }
 
 // resolve asks the sources what the name names, and makes its files readable. If they
