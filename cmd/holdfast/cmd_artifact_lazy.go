@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/docker/go-units"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -256,13 +255,7 @@ func (o *indexing) indexArtifact(ctx context.Context, force, push bool, where in
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, found.Close()) }()
-	m, err := found.Reader().Manifest(ctx, found.Asked)
-	if err == nil && types.MediaType(m.MediaType).IsIndex() {
-		var d digest.Digest
-		if d, err = platform.Choose(m.Body); err == nil {
-			m, err = found.Reader().Manifest(ctx, d.String())
-		}
-	}
+	m, err := image.Manifest(ctx, found.Reader(), found.Asked, platform)
 	if err != nil {
 		return nil, err
 	}

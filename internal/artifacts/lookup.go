@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 
@@ -154,13 +153,7 @@ func (m *Manager) findIn(ctx context.Context, o sources.Origin, ref reference.Na
 		}
 		name = d.String()
 	}
-	got, err := o.Reader().Manifest(ctx, name)
-	if err == nil && types.MediaType(got.MediaType).IsIndex() {
-		var mine digest.Digest
-		if mine, err = image.Machine().Choose(got.Body); err == nil {
-			got, err = o.Reader().Manifest(ctx, mine.String())
-		}
-	}
+	got, err := image.Manifest(ctx, o.Reader(), name, image.Machine())
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,6 @@ import (
 	"slices"
 
 	"github.com/docker/go-units"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
@@ -214,13 +213,7 @@ func (s *Store) add(ctx context.Context, o bundle.Origin, p image.Platform, opti
 	if _, err := CheckName(o.Name); err != nil {
 		return nil, err
 	}
-	m, err := o.Reader.Manifest(ctx, o.Asked)
-	if err == nil && types.MediaType(m.MediaType).IsIndex() {
-		var mine digest.Digest
-		if mine, err = p.Choose(m.Body); err == nil {
-			m, err = o.Reader.Manifest(ctx, mine.String())
-		}
-	}
+	m, err := image.Manifest(ctx, o.Reader, o.Asked, p)
 	if err != nil {
 		return nil, err
 	}

@@ -68,8 +68,13 @@ func (c Config) NoCommand() bool { return len(c.Config.Entrypoint) == 0 && len(c
 // Reader is what manifests and configurations are read from: a repository, or an
 // OCI layout. Both methods verify digests that they are asked for.
 type Reader interface {
-	Manifest(ctx context.Context, tagOrDigest string) (blob.Manifest, error)
+	ManifestReader
 	Blob(ctx context.Context, desc blob.Descriptor, limit int64) ([]byte, error)
+}
+
+// ManifestReader reads manifests, and verifies those that it is asked for by digest.
+type ManifestReader interface {
+	Manifest(ctx context.Context, tagOrDigest string) (blob.Manifest, error)
 }
 
 var (
@@ -77,20 +82,31 @@ var (
 	_ Reader = (*ocidir.Layout)(nil)
 )
 
-// Load reads the image of a platform.
-func Load(ctx context.Context, from Reader, tagOrDigest string, p Platform) (*Image, error) {
+// Manifest reads the manifest of a platform: the one that is asked for, or the one that
+// an index has for the platform.
+func Manifest(ctx context.Context, from ManifestReader, tagOrDigest string, p Platform) (blob.Manifest, error) {
 	m, err := from.Manifest(ctx, tagOrDigest)
 	if err != nil {
-		return nil, fmt.Errorf("fetching manifest: %w", err)
+		return blob.Manifest{}, fmt.Errorf("fetching manifest: %w", err)
 	}
-	if types.MediaType(m.MediaType).IsIndex() {
-		d, err := p.Choose(m.Body)
-		if err != nil {
-			return nil, err
-		}
-		if m, err = from.Manifest(ctx, d.String()); err != nil {
-			return nil, fmt.Errorf("fetching manifest %s: %w", d, err)
-		}
+	if !types.MediaType(m.MediaType).IsIndex() {
+		return m, nil
+	}
+	d, err := p.Choose(m.Body)
+	if err != nil {
+		return blob.Manifest{}, err
+	}
+	if m, err = from.Manifest(ctx, d.String()); err != nil {
+		return blob.Manifest{}, fmt.Errorf("fetching manifest %s: %w", d, err)
+	}
+	return m, nil
+}
+
+// Load reads the image of a platform.
+func Load(ctx context.Context, from Reader, tagOrDigest string, p Platform) (*Image, error) {
+	m, err := Manifest(ctx, from, tagOrDigest, p)
+	if err != nil {
+		return nil, err
 	}
 	if !types.MediaType(m.MediaType).IsImage() {
 		return nil, fmt.Errorf("manifest of type %q is not an image's", m.MediaType)
