@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-.PHONY: build install test unit e2e fuzz lint bench demo clean setup go
+.PHONY: build install generate test unit e2e fuzz lint bench demo clean setup go
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 
@@ -39,7 +39,11 @@ fuzz: go
 	grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' cmd internal | sort | while IFS=: read -r file name; do \
 	  go test -run '^$$' -fuzz "^$${name#func }$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; done
 
-lint: go bin/golangci-lint
+generate: go
+	cd api/v1 && go tool -modfile=../../tools/generate/go.mod controller-gen object:headerFile=../../tools/generate/header.txt crd:maxDescLen=400 output:crd:dir=crds paths=.
+
+lint: go bin/golangci-lint generate
+	git diff --exit-code -- api # what `make generate` makes is committed
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w . puts these right'; exit 1; }
 	bin/golangci-lint run ./...
 

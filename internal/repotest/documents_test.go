@@ -205,8 +205,8 @@ func TestReadmeCommands(t *testing.T) {
 		t.Error(".ci/run does not run make test, then make lint")
 	}
 	makefile := read(t, "Makefile")
-	if n := strings.Count(makefile, "\n"); n > 60 {
-		t.Errorf("Makefile has %d lines, more than 60", n)
+	if n := strings.Count(makefile, "\n"); n > 70 {
+		t.Errorf("Makefile has %d lines, more than 70", n)
 	}
 	for _, m := range regexp.MustCompile("(?m)(?:`|^)make ([a-z0-9]+)").FindAllStringSubmatch(readme+read(t, "CONTRIBUTING.md"), -1) {
 		if !regexp.MustCompile(`(?m)^([a-z0-9]+ )*` + m[1] + `( [a-z0-9]+)*:`).MatchString(makefile) {
