@@ -33,6 +33,7 @@ import (
 	"github.com/holdfast/holdfast/internal/indexes"
 	"github.com/holdfast/holdfast/internal/lazyblob"
 	"github.com/holdfast/holdfast/internal/refpattern"
+	"github.com/holdfast/holdfast/internal/shards"
 	"github.com/holdfast/holdfast/internal/sources"
 )
 
@@ -147,7 +148,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // Start composes what is there, before runtimes start. It does not wait long for stores:
 // what they have comes later.
 func (m *Manager) Start(ctx context.Context) error {
-	for _, dir := range Directories(m.config.Dir) {
+	for _, dir := range shards.Directories(m.config.Dir) {
 		if err := create(dir); err != nil {
 			return err
 		}
@@ -220,7 +221,7 @@ type All struct {
 
 // Status tells what is composed, and which store answers for it.
 func (m *Manager) Status() All {
-	all := All{Directories: Directories(m.config.Dir), Stores: []StoreStatus{}, Artifacts: []Status{}}
+	all := All{Directories: shards.Directories(m.config.Dir), Stores: []StoreStatus{}, Artifacts: []Status{}}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, a := range m.stores {

@@ -23,6 +23,7 @@ import (
 	"github.com/holdfast/holdfast/internal/cache"
 	"github.com/holdfast/holdfast/internal/device"
 	"github.com/holdfast/holdfast/internal/lazyblob"
+	"github.com/holdfast/holdfast/internal/shards"
 	"github.com/holdfast/holdfast/internal/sources"
 )
 
@@ -140,7 +141,7 @@ func store(t *testing.T, content map[string]string) string {
 func (m *Manager) offers(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	for _, dir := range Directories(m.config.Dir) {
+	for _, dir := range shards.Directories(m.config.Dir) {
 		l := artifactstore.Layout(dir)
 		list, err := artifactstore.List(t.Context(), l)
 		if err != nil {
@@ -158,7 +159,7 @@ func (m *Manager) offers(t *testing.T) map[string]string {
 			seen[d.Digest.String()] = true
 		}
 		for _, a := range list {
-			if dir != Directory(m.config.Dir, a.Name) || a.Error != "" {
+			if dir != shards.Directories(m.config.Dir)[shards.Of(a.Name)] || a.Error != "" {
 				t.Errorf("%s in %s: %s", a.Name, dir, a.Error)
 			}
 			text, err := os.ReadFile(filepath.Join(dir, "artifacts", "blobs", "sha256", a.Files[0].Digest.Encoded()))
@@ -184,7 +185,7 @@ func await(t *testing.T, what string, ok func() bool) {
 // their own.
 func TestManyNames(t *testing.T) {
 	want := map[string]string{}
-	for i := range 2 * Shards {
+	for i := range 2 * shards.Count {
 		want[fmt.Sprintf("quay.io/models/m%d:1", i)] = "the same"
 	}
 	m := newManager(t, Store{Path: store(t, want)})
@@ -245,7 +246,7 @@ func TestVerifiedStore(t *testing.T) {
 func TestLocked(t *testing.T) {
 	path := store(t, map[string]string{"quay.io/m/a:1": "a"})
 	m := newManager(t, Store{Path: path})
-	lock, err := os.OpenFile(filepath.Join(Directory(m.config.Dir, "quay.io/m/a:1"), "artifacts", "index.lock"), os.O_RDWR, 0)
+	lock, err := os.OpenFile(filepath.Join(shards.Directories(m.config.Dir)[shards.Of("quay.io/m/a:1")], "artifacts", "index.lock"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

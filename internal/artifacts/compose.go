@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/holdfast/holdfast/internal/artifactstore"
 	"github.com/holdfast/holdfast/internal/atomicfile"
 	"github.com/holdfast/holdfast/internal/filelock"
+	"github.com/holdfast/holdfast/internal/shards"
 )
 
 const (
@@ -55,32 +55,6 @@ func create(dir string) error {
 	return nil
 }
 
-// Shards is how many directories the composed store consists of, each a whole artifact
-// store. Readers parse a store's index twice for each artifact in it: two hundred
-// artifacts in one take them half a second, for each list and each look at a single
-// one; in sixteen a tenth of that, in sixty-four a fifteenth.
-const Shards = 64
-
-// Directories returns the directories of the composed store at dir, as
-// additional_artifact_stores of CRI-O lists them.
-func Directories(dir string) []string {
-	all := make([]string, Shards)
-	for i := range all {
-		all[i] = filepath.Join(dir, fmt.Sprintf("%02d", i))
-	}
-	return all
-}
-
-// Directory returns the one of them that has an artifact, if any has.
-func Directory(dir, name string) string { return Directories(dir)[shardOf(name)] }
-
-// shardOf is the directory that has the artifact with a name.
-func shardOf(name string) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(name)) // never fails
-	return int(h.Sum32() % Shards)
-}
-
 // shard is what one of the directories is to hold.
 type shard struct {
 	manifests []v1.Descriptor
@@ -91,7 +65,7 @@ type shard struct {
 
 // composition is what the composed store is to hold.
 type composition struct {
-	shards   [Shards]*shard
+	shards   [shards.Count]*shard
 	status   []Status
 	shadowed map[string]int
 }
@@ -101,7 +75,7 @@ func (m *Manager) compose(ctx context.Context, withoutUs bool) error {
 	m.composing.Lock()
 	defer m.composing.Unlock()
 	c := m.plan(withoutUs)
-	for i, dir := range Directories(m.config.Dir) {
+	for i, dir := range shards.Directories(m.config.Dir) {
 		if err := m.write(ctx, filepath.Join(dir, artifactstore.Subdirectory), c.shards[i]); err != nil {
 			return err
 		}
@@ -174,10 +148,10 @@ func (m *Manager) plan(withoutUs bool) *composition {
 			c.shadowed[e.from]++
 			return
 		}
-		if s := c.shards[shardOf(e.name)]; s.digests[e.manifest.Digest] && strings.Contains(e.name, "@") {
+		if s := c.shards[shards.Of(e.name)]; s.digests[e.manifest.Digest] && strings.Contains(e.name, "@") {
 			return // by another digest it would not be found
 		}
-		listed, err := c.shards[shardOf(e.name)].add(e)
+		listed, err := c.shards[shards.Of(e.name)].add(e)
 		if err != nil { // Parse has read it before
 			m.config.Logger.Error("making a manifest for another name", "artifact", e.name, "err", err)
 			return

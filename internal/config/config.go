@@ -49,6 +49,7 @@ type Config struct {
 	Runtimes     []string        `toml:"runtimes"`
 	CacheLimit   Share           `toml:"cache_limit"`
 	Trusted      refpattern.List `toml:"trusted"`
+	Include      refpattern.List `toml:"include"`
 	Exclude      refpattern.List `toml:"exclude"`
 
 	TopLayerLimit Bytes    `toml:"top_layer_limit"`
@@ -259,6 +260,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.Trusted.Validate(); err != nil {
 		return fmt.Errorf("trusted: %w", err)
+	}
+	if err := c.Include.Validate(); err != nil {
+		return fmt.Errorf("include: %w", err)
 	}
 	if err := c.Exclude.Validate(); err != nil {
 		return fmt.Errorf("exclude: %w", err)

@@ -207,7 +207,7 @@ func (d *Daemon) prepare(ctx context.Context, keptIn *os.File, run func(*prepare
 	defer stop()
 	d.preparer, err = prepare.New(background, prepare.Config{
 		Policy: prepare.Policy{
-			Trusted: d.cfg.Trusted, Exclude: d.cfg.Exclude,
+			Trusted: d.cfg.Trusted, Include: d.cfg.Include, Exclude: d.cfg.Exclude,
 			TopLayerLimit: int64(d.cfg.TopLayerLimit),
 			StallTimeout:  time.Duration(d.cfg.StallTimeout),
 			IndexTrust:    d.cfg.Index.Trust,

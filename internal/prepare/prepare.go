@@ -35,7 +35,9 @@ type Policy struct {
 	// Trusted registries are believed to serve bytes that match their digests:
 	// their layers are published before they have been verified whole.
 	Trusted refpattern.List
-	// Exclude names images that are left to the runtime.
+	// Include names the images that are prepared; if it is empty, all are.
+	Include refpattern.List
+	// Exclude names images that are left to the runtime, out of those.
 	Exclude refpattern.List
 	// TopLayerLimit is the size in compressed bytes up to which an image's top
 	// layer is left to the runtime: image volumes need it in the main store.
@@ -198,7 +200,7 @@ type Request struct {
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	start := time.Now()
 	ref := reference.TagNameOnly(req.Reference)
-	if p.policy.Exclude.Match(ref) {
+	if p.policy.Exclude.Match(ref) || len(p.policy.Include) > 0 && !p.policy.Include.Match(ref) {
 		return &Result{Reference: ref.String(), Reason: "excluded by the configuration"}, nil
 	}
 	progress, stop := untilStopped(req.Progress)

@@ -127,6 +127,14 @@ func TestLeftToTheRuntime(t *testing.T) {
 			policy: func(p *prepare.Policy) { p.Exclude = []string{"127.0.0.1*/app"} },
 		},
 		{
+			name: "included", base: testimage.EStargz, top: testimage.EStargz, actions: "lazy, lazy",
+			policy: func(p *prepare.Policy) { p.Include = []string{"127.0.0.1*/app"} },
+		},
+		{
+			name: "not included", base: testimage.EStargz, top: testimage.EStargz, reason: "excluded",
+			policy: func(p *prepare.Policy) { p.Include = []string{"127.0.0.1*/other"} },
+		},
+		{
 			name: "no command", base: testimage.EStargz, top: testimage.EStargz, actions: "left to the runtime, left to the runtime", reason: "no entrypoint",
 			change: func(_ *v1.Manifest, i *v1.Image) { i.Config.Cmd = nil },
 		},

@@ -19,8 +19,10 @@ var levels = map[string]int{
 	"internal/inflate":    0,
 	"internal/refpattern": 0,
 	"internal/rootsocket": 0,
+	"internal/shards":     0,
 	"internal/shared":     0,
 	"internal/startup":    0,
+	"internal/tomledit":   0,
 
 	"internal/blob/ocidir":   1,
 	"internal/blob/parts":    1,

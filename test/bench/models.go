@@ -23,8 +23,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/shape"
+	"github.com/holdfast/holdfast/internal/shards"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/test/lab"
 )
@@ -201,7 +201,7 @@ func (m *modelRun) holdfast(ctx context.Context, args ...string) error {
 
 // composed returns the file of an artifact, as CRI-O mounts it.
 func (m *modelRun) composed(ctx context.Context, artifact, file string) (string, error) {
-	dir := artifacts.Directory(filepath.Join(m.stand.Daemon.RunRoot(), "artifact-store"), artifact)
+	dir := shards.Directories(filepath.Join(m.stand.Daemon.RunRoot(), "artifact-store"))[shards.Of(artifact)]
 	out, err := exec.CommandContext(ctx, m.program, "paths", filepath.Join(dir, "artifacts"), artifact).Output()
 	if err != nil {
 		return "", fmt.Errorf("finding artifact %s: %w", artifact, err)
@@ -458,7 +458,7 @@ func (m *modelRun) first(ctx context.Context) error {
 // list measures how long the runtimes' code takes to list two hundred artifacts, in a
 // process that has done so before.
 func (m *modelRun) list(ctx context.Context) (err error) {
-	if m.r.List, err = m.times(ctx, artifacts.Directories(filepath.Join(m.stand.Daemon.RunRoot(), "artifact-store"))); err != nil {
+	if m.r.List, err = m.times(ctx, shards.Directories(filepath.Join(m.stand.Daemon.RunRoot(), "artifact-store"))); err != nil {
 		return err
 	}
 	m.r.Single, err = m.times(ctx, []string{m.stand.Dir("many")})

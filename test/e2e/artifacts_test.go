@@ -24,6 +24,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/mount"
+	"github.com/holdfast/holdfast/internal/shards"
 	"github.com/holdfast/holdfast/internal/testimage"
 )
 
@@ -72,7 +73,7 @@ func (n *node) reads(store string, args ...string) string {
 
 // composed are the directories of the composed store.
 func (n *node) composed() []string {
-	return artifacts.Directories(filepath.Join(n.daemon.RunRoot(), "artifact-store"))
+	return shards.Directories(filepath.Join(n.daemon.RunRoot(), "artifact-store"))
 }
 
 // offers returns the names that runtimes see, sorted, each with its digest.
@@ -99,7 +100,7 @@ func (n *node) mounted(name string) map[string]string {
 	n.t.Helper()
 	program, err := libartifact()
 	n.must(err)
-	dir := artifacts.Directory(filepath.Join(n.daemon.RunRoot(), "artifact-store"), name)
+	dir := shards.Directories(filepath.Join(n.daemon.RunRoot(), "artifact-store"))[shards.Of(name)]
 	out, err := exec.CommandContext(n.t.Context(), program, "paths", filepath.Join(dir, "artifacts"), name).Output()
 	if err != nil {
 		return nil

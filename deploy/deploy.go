@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package deploy holds the files that are installed on a node beside the programs,
+// as they are in this directory: for whoever installs without it.
+package deploy
+
+import _ "embed" // for the files below
+
+// The files, as an installation below /usr/local has them.
+var (
+	//go:embed holdfast.service
+	Service []byte // /etc/systemd/system/holdfast.service
+	//go:embed tmpfiles.d/holdfast.conf
+	Tmpfiles []byte // /etc/tmpfiles.d/holdfast.conf
+	//go:embed registries.conf.d/50-holdfast.conf
+	PullHook []byte // /etc/containers/registries.conf.d/50-holdfast.conf
+)
