@@ -78,14 +78,20 @@ type ContainerRuntimeConfiguration struct {
 	// less, and unset, mean no limit.
 	//
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isLessThan(quantity('1')) || quantity(string(self)).isGreaterThan(quantity('8192'))",message="invalid LogSizeMax, cannot be less than 8kB"
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') && isQuantity(string(self))",message="must be a quantity such as 512Mi"
+	// +kubebuilder:validation:XValidation:rule="!string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') || !isQuantity(string(self)) || !quantity(string(self)).isGreaterThan(quantity('0')) || quantity(string(self)).isGreaterThan(quantity('8192'))",message="invalid LogSizeMax, cannot be less than 8kB"
 	LogSizeMax *resource.Quantity `json:"logSizeMax,omitempty"`
 
 	// overlaySize is the largest size of a container's own layer. It needs XFS with
 	// project quotas.
 	//
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('0'))",message="invalid overlaySize, cannot be less than 0"
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') && isQuantity(string(self))",message="must be a quantity such as 512Mi"
+	// +kubebuilder:validation:XValidation:rule="!string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') || !isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('0'))",message="invalid overlaySize, cannot be less than 0"
 	OverlaySize *resource.Quantity `json:"overlaySize,omitempty"`
 
 	// defaultRuntime is the OCI runtime of containers that do not ask for one: crun or runc.
@@ -137,7 +143,7 @@ type ContainerRuntimeDefaultRuntime string
 // +kubebuilder:validation:XValidation:rule="self.matches('^/[a-zA-Z0-9/._-]+$')",message="path must be absolute and contain only alphanumeric characters, '/', '.', '_', and '-'"
 // +kubebuilder:validation:XValidation:rule="!self.contains('//')",message="path must not contain consecutive forward slashes"
 // +kubebuilder:validation:XValidation:rule="!self.matches('/[.][.]?(/|$)')",message="path must not contain '.' or '..' segments"
-// +kubebuilder:validation:XValidation:rule="!self.matches('^/(var/lib|run)/containers/storage(/|$)')",message="path must not be, or be in, the runtime's own storage"
+// +kubebuilder:validation:XValidation:rule="!self.matches('^/(var/lib|run|var/run)/containers/storage(/|$)')",message="path must not be, or be in, the runtime's own storage"
 type StorePath string
 
 // AdditionalLayerStore is a layer store.
@@ -191,6 +197,10 @@ type ArtifactFilter struct {
 	// maxSize is the most that an artifact may have in bytes.
 	//
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') && isQuantity(string(self))",message="must be a quantity such as 512Mi"
+	// +kubebuilder:validation:XValidation:rule="!string(self).matches('^[0-9.+-]{1,40}([eE][0-9+-]{1,3}|[a-zA-Z]{0,2})$') || !isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('0'))",message="invalid maxSize, cannot be less than 0"
 	MaxSize *resource.Quantity `json:"maxSize,omitempty"`
 }
 

@@ -33,13 +33,13 @@ type HoldfastConfiguration struct {
 	Trusted []Pattern `json:"trusted,omitempty"`
 
 	// sources are where images are looked for, in this order: "registry", the absolute
-	// path of an OCI layout, or docker://HOST/PATH.
+	// path of an OCI layout, or docker://HOST[/PATH].
 	//
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MaxLength=512
-	// +kubebuilder:validation:items:XValidation:rule="self == 'registry' || self.matches('^(oci:|oci-archive:)?/[^/].*$') || self.matches('^docker://[^/]+(/.+)?$')",message="source must be registry, the absolute path of an OCI layout, or docker://HOST/PATH"
+	// +kubebuilder:validation:items:XValidation:rule="self == 'registry' || self.matches('^(oci:|oci-archive:)?/[^/].*$') || self.matches('^docker://[^/]+(/.+)?$')",message="source must be registry, the absolute path of an OCI layout, or docker://HOST[/PATH]"
 	// +kubebuilder:validation:XValidation:rule="self.all(x, self.exists_one(y, x == y))",message="sources must not contain duplicates"
 	Sources []string `json:"sources,omitempty"`
 
@@ -123,7 +123,7 @@ type RegistryMirror struct {
 	//
 	// +required
 	// +kubebuilder:validation:MaxLength=512
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([*][.])?[a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)*$')",message="source must be HOST[:PORT][/PATH] or *.DOMAIN"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[*][.][a-zA-Z0-9][a-zA-Z0-9.-]*$') || self.matches('^[a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)*$')",message="source must be HOST[:PORT][/PATH] or *.DOMAIN"
 	Source string `json:"source"`
 
 	// mirrors are asked in this order, then the registry itself.
