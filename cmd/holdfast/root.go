@@ -42,7 +42,7 @@ downloaded, with unmodified images and unmodified runtimes.
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
 	cmd.AddCommand(
 		newServeCommand(g), newWorkerCommand(g), newPrepareCommand(g), newListCommand(g), newStatusCommand(g),
-		newRemoveCommand(g), newGCCommand(g), newIndexCommand(g), newProfileCommand(g), newPinCommand(g), newUnpinCommand(g), newPinsCommand(g), newStoreCommand(g), newBundleCommand(g), newArtifactCommand(g), newUninstallCommand(g), newConfigCommand(g), newVersionCommand(g),
+		newRemoveCommand(g), newGCCommand(g), newIndexCommand(g), newProfileCommand(g), newPinCommand(g), newUnpinCommand(g), newPinsCommand(g), newStoreCommand(g), newBundleCommand(g), newArtifactCommand(g), newRenderCommand(g), newUninstallCommand(g), newConfigCommand(g), newVersionCommand(g),
 	)
 	return cmd
 }

@@ -18,10 +18,7 @@ import (
 
 // Write replaces the file with data and makes it durable.
 func Write(name string, data []byte, mode fs.FileMode) error {
-	return Create(name, mode, func(w *os.File) error {
-		_, err := w.Write(data)
-		return err
-	})
+	return WriteVia(filepath.Dir(name), name, data, mode)
 }
 
 // WriteJSON replaces the file with v, indented for people to read.
@@ -36,7 +33,20 @@ func WriteJSON(name string, v any, mode fs.FileMode) error {
 // Create replaces the file with what fill writes. If fill or the disk fails,
 // the old file stays. What is left if the process is killed, [Clean] removes.
 func Create(name string, mode fs.FileMode, fill func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*"+suffix)
+	return create(filepath.Dir(name), name, mode, fill)
+}
+
+// WriteVia is Write for a directory all of whose files somebody reads, whatever their
+// names: the new file is made in dir, on the same file system, and so is what a kill leaves.
+func WriteVia(dir, name string, data []byte, mode fs.FileMode) error {
+	return create(dir, name, mode, func(w *os.File) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+func create(dir, name string, mode fs.FileMode, fill func(*os.File) error) (err error) {
+	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+".*"+suffix)
 	if err != nil {
 		return fmt.Errorf("replacing %s: %w", name, err)
 	}

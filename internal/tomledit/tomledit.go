@@ -96,6 +96,21 @@ func (d *Document) Append(values []string, key ...string) error {
 	})
 }
 
+// Remove takes a key out, with the lines that it is on. One that is not there is no error.
+func (d *Document) Remove(key ...string) error {
+	if d.Get(key...) == nil {
+		return nil
+	}
+	return d.change(nil, key, func(items []item) ([]byte, error) {
+		i := find(items, key)
+		if i < 0 {
+			return d.text, nil // a table: change refuses
+		}
+		from := bytes.LastIndexByte(d.text[:items[i].value], '\n') + 1
+		return splice(d.text, from, lineEnd(d.text, items[i].end), ""), nil
+	})
+}
+
 // Strings returns the value of a key that is an array of strings.
 func (d *Document) Strings(key ...string) ([]string, error) {
 	switch v := d.Get(key...).(type) {
@@ -135,7 +150,7 @@ func (d *Document) change(value any, key []string, edit func([]item) ([]byte, er
 	}
 	changed := &Document{text}
 	got, err := changed.tree()
-	if err != nil || !reflect.DeepEqual(got, normal(want)) {
+	if err != nil || !reflect.DeepEqual(got, Normal(want)) {
 		return fmt.Errorf("setting %s: the file has it, or a table that it is in, in a form that cannot be changed in place: write it as a key below the header [%s]",
 			strings.Join(key, "."), strings.Join(key[:len(key)-1], "."))
 	}
@@ -342,16 +357,17 @@ func (d *Document) tree() (map[string]any, error) {
 	if err := toml.Unmarshal(d.text, &tree); err != nil {
 		return nil, fmt.Errorf("parsing TOML: %w", err)
 	}
-	return normal(tree).(map[string]any), nil
+	return Normal(tree).(map[string]any), nil
 }
 
-// normal makes trees comparable: arrays of tables have a type of their own.
-func normal(v any) any {
+// Normal makes values comparable with those of [Document.Get]: arrays of tables, which
+// parsers give a type of their own, become []any.
+func Normal(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		m := make(map[string]any, len(v))
 		for k, e := range v {
-			m[k] = normal(e)
+			m[k] = Normal(e)
 		}
 		return m
 	case []map[string]any:
@@ -367,7 +383,7 @@ func normal(v any) any {
 func normalAll[T any](v []T) []any {
 	all := make([]any, len(v))
 	for i, e := range v {
-		all[i] = normal(e)
+		all[i] = Normal(e)
 	}
 	return all
 }
@@ -395,6 +411,10 @@ func set(tree map[string]any, value any, key []string) error {
 		}
 		tree = m
 	}
-	tree[key[len(key)-1]] = value
+	if last := key[len(key)-1]; value == nil {
+		delete(tree, last)
+	} else {
+		tree[last] = value
+	}
 	return nil
 }

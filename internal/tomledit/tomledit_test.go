@@ -76,6 +76,30 @@ func TestSet(t *testing.T) {
 	}
 }
 
+func TestRemove(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"x = 1\n[a] # t\n  b = [ # what\n 1,\n] # it was\nc = 2\n", "x = 1\n[a] # t\nc = 2\n"},
+		{"[a]\nb = 1", "[a]\n"},
+		{"[a]\nc = 1\n", "[a]\nc = 1\n"},
+		{"a.b = 1\na.c = 1\n", "a.c = 1\n"},
+	} {
+		d, err := Parse([]byte(c.in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Remove("a", "b"); err != nil || string(d.Bytes()) != c.want {
+			t.Errorf("%q: %q, %v", c.in, d.Bytes(), err)
+		}
+	}
+	d, err := Parse([]byte("a = {b = 1, c = 2}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Remove("a", "b"); err == nil {
+		t.Errorf("%q", d.Bytes())
+	}
+}
+
 // What cannot be changed in place stays as it is, and says so.
 func TestRefused(t *testing.T) {
 	for _, c := range []struct {
