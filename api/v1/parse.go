@@ -139,7 +139,7 @@ func decodeStrict(tree, into any) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(strict...)
+	return errors.Join(strict[:min(len(strict), maxErrors)]...)
 }
 
 // typeName is what YAML calls a value.

@@ -127,12 +127,18 @@ func TestParseErrors(t *testing.T) {
 		{"nested deeply in JSON", `{"a":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + "}", []string{"document 1"}},
 		{"aliases that grow", bomb, []string{"more than 1048576 bytes"}},
 		{"aliases of a long text", "a: &a " + strings.Repeat("x", 1<<18) + "\nb: [*a, *a, *a, *a]", []string{"more than 1048576 bytes"}},
+		{"nulls without end", with("pidsLimit: 20", "additionalImageStores: ["+strings.Repeat("~,", 1<<18)+"]"), []string{"additionalImageStores[9]"}},
+		{"fields without end", with("pidsLimit: 20", strings.Trim(list(1<<14, "f#: 1"), "[]")), []string{"unknown field"}},
+		{"one field without end", strings.Repeat("a: 1\n", 1<<16), []string{`key "a" already set`}},
 		{"alias of itself", "a: &a [*a]", []string{"document 1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			configs, err := v1.ParseContainerRuntimeConfigs([]byte(c.data))
 			if err == nil || configs != nil {
 				t.Fatalf("%v, %v", configs, err)
+			}
+			if n := len(err.Error()); n > 4096 {
+				t.Errorf("an error of %d bytes: %.200s", n, err)
 			}
 			for _, want := range c.want {
 				if !strings.Contains(err.Error(), want) {

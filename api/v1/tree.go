@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	yamlv3 "go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -19,6 +20,10 @@ import (
 
 // maxDepth is how deep a document may be nested; an object is not half as deep.
 const maxDepth = 100
+
+// maxErrors is how many errors of a kind are reported of a document: each may be
+// as long as its path, and there may be one for every few bytes.
+const maxErrors = 10
 
 // decodeTree decodes one document of YAML or JSON, nil if there is nothing in it.
 func decodeTree(document []byte) (any, error) {
@@ -31,15 +36,27 @@ func decodeTree(document []byte) (any, error) {
 		}
 		var err error
 		if data, err = yaml.YAMLToJSONStrict(document); err != nil {
-			return nil, fmt.Errorf("decoding YAML: %w", err)
+			return nil, fmt.Errorf("decoding YAML: %w", shorten(err))
 		}
 	}
 	var tree any
 	strict, err := kjson.UnmarshalStrict(data, &tree)
-	if err = errors.Join(append(strict, err)...); err != nil {
+	if err == nil {
+		err = errors.Join(strict[:min(len(strict), maxErrors)]...)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("decoding JSON: %w", err)
 	}
 	return tree, nil
+}
+
+// shorten cuts an error that has a line for each key that is there twice.
+func shorten(err error) error {
+	lines := strings.SplitN(err.Error(), "\n", maxErrors+1)
+	if len(lines) <= maxErrors {
+		return err
+	}
+	return errors.New(strings.Join(lines[:maxErrors], "\n"))
 }
 
 // checkYAML refuses what would grow beyond bounds when it is decoded, and a
@@ -92,6 +109,9 @@ func checkWritten(path *field.Path, spec any) field.ErrorList {
 	}
 	var errs field.ErrorList
 	for _, key := range slices.Sorted(maps.Keys(tree)) {
+		if len(errs) >= maxErrors {
+			break
+		}
 		// A selector's keys are labels: they may have the names of fields.
 		errs = append(errs, checkValue(path.Child(key), key, tree[key], key != "machineConfigPoolSelector")...)
 	}
@@ -119,10 +139,16 @@ func checkValue(path *field.Path, key string, value any, fields bool) field.Erro
 	switch value := value.(type) {
 	case []any:
 		for i, v := range value {
+			if len(errs) >= maxErrors {
+				break
+			}
 			errs = append(errs, checkValue(path.Index(i), "", v, fields)...)
 		}
 	case map[string]any:
 		for _, k := range slices.Sorted(maps.Keys(value)) {
+			if len(errs) >= maxErrors {
+				break
+			}
 			errs = append(errs, checkValue(path.Child(k), k, value[k], fields)...)
 		}
 	}
