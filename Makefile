@@ -30,13 +30,13 @@ install: build
 test: setup unit e2e
 
 unit: go
-	go test -race -timeout 15m ./cmd/... ./internal/...
+	go test -race -timeout 15m ./api/... ./cmd/... ./internal/...
 
 e2e: go
 	go test -count=1 -p 1 -timeout 30m ./test/...
 
 fuzz: go
-	grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' cmd internal | sort | while IFS=: read -r file name; do \
+	grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' api cmd internal | sort | while IFS=: read -r file name; do \
 	  go test -run '^$$' -fuzz "^$${name#func }$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; done
 
 generate: go

@@ -10,6 +10,8 @@ import _ "embed" // for the files below
 var (
 	//go:embed holdfast.service
 	Service []byte // /etc/systemd/system/holdfast.service
+	//go:embed holdfast-agent.service
+	AgentService []byte // /etc/systemd/system/holdfast-agent.service
 	//go:embed tmpfiles.d/holdfast.conf
 	Tmpfiles []byte // /etc/tmpfiles.d/holdfast.conf
 	//go:embed registries.conf.d/50-holdfast.conf

@@ -146,32 +146,15 @@ func (o *renderOptions) write(w io.Writer, g *globals, files []render.File, prob
 	})
 }
 
-// maxObjects is more than may be parsed at once.
-const maxObjects = 2 << 20
-
 // readObjects reads valid objects from a file, or from stdin.
 func readObjects(name string, stdin io.Reader) ([]apiv1.ContainerRuntimeConfig, error) {
-	in := stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, fmt.Errorf("reading objects: %w", err)
-		}
-		defer f.Close() //nolint:errcheck // only read
-		in = f
+	if name == "-" {
+		return render.Objects("stdin", stdin)
 	}
-	data, err := io.ReadAll(io.LimitReader(in, maxObjects))
+	f, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
+		return nil, fmt.Errorf("reading objects: %w", err)
 	}
-	objects, err := apiv1.ParseContainerRuntimeConfigs(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	for i := range objects {
-		if errs := objects[i].Validate(); len(errs) > 0 {
-			return nil, fmt.Errorf("%s: ContainerRuntimeConfig %s is not valid: %w", name, objects[i].Name, errs.ToAggregate())
-		}
-	}
-	return objects, nil
+	defer f.Close() //nolint:errcheck // only read
+	return render.Objects(name, f)
 }

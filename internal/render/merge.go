@@ -5,6 +5,7 @@ package render
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
@@ -53,6 +54,27 @@ func Merge(objects []apiv1.ContainerRuntimeConfig) (apiv1.ContainerRuntimeConfig
 		}
 	}
 	return apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &m.config, Holdfast: m.holdfast}, m.problems
+}
+
+// maxObjects is more than may be parsed at once.
+const maxObjects = 2 << 20
+
+// Objects reads valid objects from a file; name is what errors call it.
+func Objects(name string, in io.Reader) ([]apiv1.ContainerRuntimeConfig, error) {
+	data, err := io.ReadAll(io.LimitReader(in, maxObjects))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	objects, err := apiv1.ParseContainerRuntimeConfigs(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range objects {
+		if errs := objects[i].Validate(); len(errs) > 0 {
+			return nil, fmt.Errorf("%s: ContainerRuntimeConfig %s is not valid: %w", name, objects[i].Name, errs.ToAggregate())
+		}
+	}
+	return objects, nil
 }
 
 // Select returns the objects that select a pool with labels: as in OpenShift, an

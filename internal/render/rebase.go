@@ -57,9 +57,9 @@ func Rebase(base, written, edited []byte) ([]byte, error) {
 
 // withoutOurs takes the strings that we have added out of a list that was edited.
 func withoutOurs(doc *tomledit.Document, l, was leaf) error {
-	now, err := doc.Strings(l.key...)
 	list, isList := l.value.([]any)
-	if err != nil || !isList {
+	now, _ := doc.Strings(l.key...)
+	if !isList || len(now) == 0 {
 		return nil // the editor's value
 	}
 	old, _ := was.value.([]any)

@@ -69,13 +69,15 @@ var levels = map[string]int{
 	"internal/control":       7,
 	"internal/uninstall":     8,
 	"internal/daemon":        8,
+	"internal/agent":         8,
 	"cmd/holdfast":           9,
+	"cmd/holdfast-operator":  9,
 }
 
 // testOnly are the packages that only tests, the demo and the bench may import.
 func testOnly(path string) bool {
 	switch path {
-	case "internal/blob/blobtest", "internal/index/indextest", "internal/killtest",
+	case "internal/agent/agenttest", "internal/blob/blobtest", "internal/index/indextest", "internal/killtest",
 		"internal/layer/layertest", "internal/repotest",
 		"internal/shape", "internal/testimage", "internal/testregistry":
 		return true

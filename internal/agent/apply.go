@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+)
+
+// The outcomes of a look at the node.
+const (
+	Unchanged  = "Unchanged"  // there was nothing to do
+	Applied    = "Applied"    // files were written, and CRI-O has read them
+	Written    = "Written"    // files were written; CRI-O did not run
+	RolledBack = "RolledBack" // CRI-O did not start with them: the old files are back
+	Waiting    = "Waiting"    // files are to be written when something else is over
+	Rebooting  = "Rebooting"  // files were written, the node is to boot
+	Failed     = "Failed"     // see the error
+)
+
+// plan is what is to be on the node.
+type plan struct {
+	files      map[string]*content // all that are ours, or were
+	managed    map[string]managed  // of those that stay ours
+	stores     []Store             // in the files
+	config     string              // see host.effective, of these files ...
+	compare    string              // ... and with stores that are dead and that CRI-O has loaded
+	registries string
+	daemon     bool
+	store      Store // the daemon's
+	disruption apiv1.Disruption
+	dead       []string // stores in use that are dead: a restart would take them away
+}
+
+// apply brings the node to a plan. Everything that it does is noted before, so that
+// one that is killed can be gone on with, or undone.
+func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (string, error) {
+	disk := map[string]*content{}
+	same := true
+	for path, want := range p.files {
+		have, err := a.host.content(path)
+		if err != nil {
+			return Failed, err
+		}
+		disk[path] = have
+		same = same && have.equal(want)
+	}
+	up, upErr := a.runtime.ask(ctx)
+	if upErr == nil {
+		a.noteLoaded(st, up, disk)
+	}
+	needed := a.needed(st, p, upErr == nil)
+	if same && needed == nothing && (st.Pending == nil || st.Pending.Phase == unproved) {
+		a.settle(st, p)
+		return Unchanged, nil
+	}
+	digest := digestOf(p.files)
+	if st.Failed != nil && st.Failed.Files == digest && !a.o.Retry {
+		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it: %s", st.Failed.Time.Format(time.RFC3339), st.Failed.Reason)
+		return RolledBack, nil
+	}
+	if needed == restart && len(p.dead) > 0 && !a.o.Retry {
+		r.Error = fmt.Sprintf("CRI-O is to be restarted, but images in use come from stores that do not answer: %s", p.dead)
+		return Waiting, nil
+	}
+	st.begin(&change{
+		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Daemon: p.daemon,
+		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Stores: p.stores},
+	})
+	if err := st.save(a.stateDir); err != nil {
+		return Failed, err
+	}
+	if err := a.writeAll(p.files); err != nil {
+		return a.goBack(ctx, st, r, err)
+	}
+	return a.prove(ctx, st, p, needed, r)
+}
+
+// What makes CRI-O read its files.
+type measure int
+
+const (
+	nothing measure = iota
+	reload
+	restart
+)
+
+// needed is what has to be done for CRI-O to have read the files of a plan.
+func (a *Agent) needed(st *state, p *plan, up bool) measure {
+	switch {
+	case !up || a.runtime.systemctl == nil:
+		return nothing // it reads them when it starts
+	case st.Loaded.Config != p.config && st.Loaded.Config != p.compare:
+		return restart
+	case st.Loaded.Registries != p.registries:
+		return reload
+	}
+	return nothing
+}
+
+// noteLoaded keeps track of what the running CRI-O has read: if it is another process
+// than the last time, it has read what is on disk.
+func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content) {
+	if up.process != "" && up.process == st.Loaded.Process {
+		return
+	}
+	config, registries, err := a.host.effective(disk)
+	if err != nil || st.Pending != nil && st.Pending.Phase == writing {
+		config, registries = "", "" // it may have read half of a change: it is restarted
+	}
+	st.Loaded = loaded{Process: up.process, Version: up.version, Config: config, Registries: registries, Stores: st.Stores}
+}
+
+// settle notes what has changed without a file having to be written.
+func (a *Agent) settle(st *state, p *plan) {
+	if st.Pending != nil {
+		return
+	}
+	st.Files, st.Stores, st.Daemon, st.Failed = p.managed, p.stores, p.daemon, nil
+}
+
+func (a *Agent) writeAll(files map[string]*content) error {
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		have, err := a.host.content(path)
+		if err == nil && !have.equal(files[path]) {
+			err = a.host.write(path, files[path])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prove has CRI-O read what was written, and undoes it if it does not come up.
+func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r *Report) (string, error) {
+	unit := a.runtime.unitState(ctx, a.runtime.unit)
+	switch {
+	case needed == nothing && unit == failed && a.runtime.systemctl != nil:
+		needed = restart // it does not run, and should
+	case needed == nothing && unit != active && a.runtime.systemctl != nil:
+		st.Pending.Phase = unproved // the next look, or the next boot, tells
+		return Written, st.save(a.stateDir)
+	case needed == restart && p.disruption == apiv1.RebootNode:
+		st.Pending.Phase = rebooting
+		if err := st.save(a.stateDir); err != nil {
+			return Failed, err
+		}
+		return Rebooting, a.runtime.control(ctx, "reboot")
+	}
+	switch needed {
+	case reload:
+		if err := a.runtime.control(ctx, "reload", a.runtime.unit); err != nil {
+			a.log.Warn("CRI-O was not told to read its registries again", "err", err)
+		}
+		st.Pending.Loaded.Config = st.Loaded.Config
+		st.Pending.Loaded.Stores = st.Loaded.Stores
+	case restart:
+		return a.restart(ctx, st, r)
+	case nothing:
+		if a.runtime.systemctl != nil {
+			// CRI-O goes on with what it has loaded.
+			st.Pending.Loaded = loaded{st.Loaded.Process, st.Loaded.Version, st.Loaded.Config, p.registries, st.Loaded.Stores}
+		}
+	}
+	st.commit()
+	return Applied, st.save(a.stateDir)
+}
+
+// restart restarts CRI-O on the files of the pending change.
+func (a *Agent) restart(ctx context.Context, st *state, r *Report) (string, error) {
+	st.Pending.Phase = restarting
+	if err := st.save(a.stateDir); err != nil {
+		return Failed, err
+	}
+	r.Restarts++
+	a.log.Info("restarting CRI-O", "unit", a.runtime.unit)
+	up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
+	if err != nil {
+		return a.goBack(ctx, st, r, err)
+	}
+	st.Pending.Loaded.Process, st.Pending.Loaded.Version = up.process, up.version
+	st.commit()
+	return Applied, st.save(a.stateDir)
+}
+
+// goBack puts the old files back, and CRI-O on them.
+func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) (string, error) {
+	if ctx.Err() != nil {
+		return Failed, ctx.Err() // the next one decides
+	}
+	c := st.Pending
+	wrote := c.Phase == writing
+	c.Phase, c.Reason = goingBack, reason.Error()
+	if err := st.save(a.stateDir); err != nil {
+		return Failed, errors.Join(reason, err)
+	}
+	if err := a.writeAll(c.Previous); err != nil {
+		return Failed, errors.Join(reason, fmt.Errorf("putting the old files back: %w", err))
+	}
+	r.Error = reason.Error()
+	if !wrote { // CRI-O has seen them
+		r.Restarts++
+		a.log.Warn("CRI-O does not start: the old files are put back", "err", reason)
+		up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
+		if err != nil {
+			r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", reason, err)
+		}
+		st.Loaded.Process, st.Loaded.Version = up.process, up.version
+		if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
+			return Failed, err
+		}
+	}
+	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Time: a.now()}
+	st.Pending = nil
+	return RolledBack, st.save(a.stateDir)
+}
+
+// recoverChange goes on with a change that a killed agent, or a boot, has left.
+// done is whether that is all that is to be done now.
+func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcome string, done bool, err error) {
+	c := st.Pending
+	if c == nil || c.Phase == writing {
+		return "", false, nil // what is there is compared with what is to be
+	}
+	if c.Phase == goingBack {
+		c.Phase = restarting // CRI-O may have seen the files
+		outcome, err = a.goBack(ctx, st, r, errors.New(c.Reason))
+		return outcome, true, err
+	}
+	if c.Phase == rebooting && c.Boot == a.host.bootID() {
+		return Rebooting, true, nil
+	}
+	up, upErr := a.runtime.ask(ctx)
+	if upErr == nil && (up.process == "" || up.process == st.Loaded.Process) {
+		return "", false, nil // it has not been restarted yet
+	}
+	if upErr == nil {
+		c.Loaded.Process, c.Loaded.Version = up.process, up.version
+		st.commit()
+		return "", false, st.save(a.stateDir)
+	}
+	switch unit := a.runtime.unitState(ctx, a.runtime.unit); {
+	case unit == failed, unit != inactive && a.now().Sub(c.Started) > a.o.ReadyTimeout:
+		outcome, err = a.goBack(ctx, st, r, errors.Join(fmt.Errorf("%s is %s", a.runtime.unit, unit), upErr))
+		return outcome, true, err
+	case unit == inactive:
+		return "", false, nil // it was not started yet: other files may take their place
+	}
+	return Waiting, true, nil
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Kind is a kind of store.
+type Kind string
+
+// The kinds of stores, as the API calls them.
+const (
+	LayerStore    Kind = "layer"
+	ImageStore    Kind = "image"
+	ArtifactStore Kind = "artifact"
+)
+
+// Store is a store by the path that it has on the node.
+type Store struct {
+	Kind Kind   `json:"kind"`
+	Path string `json:"path"`
+}
+
+func (s Store) String() string { return fmt.Sprintf("%s store %s", s.Kind, s.Path) }
+
+// checker looks at stores. A look that hangs, as one at a dead server does, holds
+// up nobody: it is left behind, and until it returns the store counts as hanging.
+type checker struct {
+	host     host
+	patience time.Duration
+	probe    func(ctx context.Context, path string) error // of an image store
+
+	mu    sync.Mutex // protects hanging
+	looks map[Store]chan struct{}
+}
+
+// check returns what is wrong with a store: what would keep a runtime from
+// starting with it, or make it useless. nil means that it can be listed. known is
+// whether it was listed before: then it is not tried out once more.
+func (c *checker) check(ctx context.Context, s Store, known bool) error {
+	c.mu.Lock()
+	if earlier, ok := c.looks[s]; ok {
+		select {
+		case <-earlier:
+		default:
+			c.mu.Unlock()
+			return errHangs
+		}
+	}
+	done := make(chan struct{})
+	if c.looks == nil {
+		c.looks = map[Store]chan struct{}{}
+	}
+	c.looks[s] = done
+	c.mu.Unlock()
+	result := make(chan error, 1)
+	go func() {
+		result <- c.look(s)
+		close(done)
+	}()
+	select {
+	case err := <-result:
+		if err != nil || known || s.Kind != ImageStore {
+			return err
+		}
+	case <-time.After(c.patience):
+		return errHangs
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 4*c.patience, errHangs)
+	defer cancel()
+	return c.probe(ctx, s.Path)
+}
+
+var errHangs = errors.New("it does not answer: the server behind it, or its FUSE process, hangs or is stopped")
+
+// look is what check does while somebody waits.
+func (c *checker) look(s Store) error {
+	path, err := c.host.path(s.Path)
+	if err != nil {
+		return explain(err)
+	}
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		return errors.New("it is not a directory")
+	}
+	if err != nil {
+		if unmounted := c.unmounted(s.Path); unmounted != nil {
+			return unmounted
+		}
+		return explain(err)
+	}
+	if err := c.unmounted(s.Path); err != nil {
+		return err
+	}
+	// A mount that is dead may still have its root in the kernel's memory.
+	names, err := someNames(path)
+	if err != nil {
+		return explain(err)
+	}
+	switch s.Kind {
+	case ImageStore:
+		return lookAtImages(path)
+	case LayerStore:
+		return lookAtLayers(path, names)
+	default:
+		return lookAtArtifacts(path)
+	}
+}
+
+// explain says in words what an error of a path means.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("it does not exist")
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
+		return fmt.Errorf("its FUSE process is gone, the mount is dead: %w", err)
+	case errors.Is(err, unix.ESTALE):
+		return fmt.Errorf("the NFS server does not have it any more: %w", err)
+	}
+	return err
+}
+
+func someNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	names, err := f.Readdirnames(16)
+	if err != nil && len(names) == 0 && !errors.Is(err, fs.ErrNotExist) && err.Error() != "EOF" {
+		return nil, err
+	}
+	return names, nil
+}
+
+// lookAtImages wants what containers/storage needs to be there before it opens a store
+// (store.go, load): it makes what is missing, which fails where it may not write.
+func lookAtImages(path string) error {
+	for _, name := range []string{"overlay-images/images.json", "overlay-layers/layers.json"} {
+		data, err := os.ReadFile(filepath.Join(path, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("it is not an image store: %s is missing; `holdfast store add` and `podman --root` make one", name)
+		}
+		if err != nil {
+			return explain(err)
+		}
+		if !json.Valid(data) {
+			return fmt.Errorf("%s is not JSON", name)
+		}
+		lock := strings.TrimSuffix(name, ".json") + ".lock"
+		if _, err := os.Stat(filepath.Join(path, lock)); err != nil {
+			if unix.Access(filepath.Dir(filepath.Join(path, lock)), unix.W_OK) != nil {
+				return fmt.Errorf("%s is missing, and the store is read-only: make it where the store is written", lock)
+			}
+		}
+	}
+	return nil
+}
+
+func lookAtLayers(path string, names []string) error {
+	mounted, err := mountinfo.Mounted(path)
+	if err != nil {
+		return explain(err)
+	}
+	if !mounted && len(names) == 0 {
+		return errors.New("it is an empty directory: nothing is mounted there; its service has not started")
+	}
+	return nil
+}
+
+// lookAtArtifacts wants a store that CRI-O could open: its lock for writing, too
+// (libartifact, NewArtifactStore), and later for each list, or CRI-O ends.
+func lookAtArtifacts(path string) error {
+	dir := filepath.Join(path, "artifacts")
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if unix.Access(path, unix.W_OK) != nil {
+			return errors.New("it is not an artifact store: artifacts/ is missing, and it is read-only")
+		}
+		return nil // CRI-O makes it
+	}
+	index, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return explain(err)
+	}
+	if err == nil && !json.Valid(index) {
+		return errors.New("artifacts/index.json is not JSON")
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "index.lock"), os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // as CRI-O makes it
+	if err != nil {
+		return fmt.Errorf("CRI-O has to be able to write its lock: let the Holdfast daemon serve it, for which it may be read-only (spec.holdfast): %w", err)
+	}
+	return f.Close()
+}
+
+// unmounted says so if something should be mounted at a path, or above it, and is not:
+// /etc/fstab and mount units know.
+func (c *checker) unmounted(path string) error {
+	var wanted, by string
+	for _, m := range c.expectedMounts() {
+		if (path == m.where || strings.HasPrefix(path, m.where+"/")) && len(m.where) > len(wanted) {
+			wanted, by = m.where, m.by
+		}
+	}
+	if wanted == "" {
+		return nil
+	}
+	at, err := c.host.path(wanted)
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
+	if err == nil && len(mounts) == 0 {
+		err = fmt.Errorf("%s is not mounted, which %s asks for", wanted, by)
+	}
+	return err
+}
+
+type expectedMount struct{ where, by string }
+
+func (c *checker) expectedMounts() []expectedMount {
+	var all []expectedMount
+	fstab, _ := c.host.read("/etc/fstab") // one that is not there asks for nothing
+	for s := bufio.NewScanner(bytes.NewReader(fstab)); s.Scan(); {
+		// Blanks in a path are written \040 (fstab(5)); paths of stores have none.
+		if f := strings.Fields(s.Text()); len(f) >= 3 && !strings.HasPrefix(f[0], "#") && f[1] != "/" && strings.HasPrefix(f[1], "/") {
+			all = append(all, expectedMount{filepath.Clean(f[1]), "/etc/fstab"})
+		}
+	}
+	units, _ := c.host.path("/etc/systemd/system")
+	names, _ := filepath.Glob(filepath.Join(units, "*.mount"))
+	for _, name := range names {
+		unit, _ := os.ReadFile(name)
+		for line := range strings.Lines(string(unit)) {
+			if where, ok := strings.CutPrefix(strings.TrimSpace(line), "Where="); ok && where != "/" {
+				all = append(all, expectedMount{filepath.Clean(where), filepath.Base(name)})
+			}
+		}
+	}
+	return all
+}

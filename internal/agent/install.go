@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/deploy"
+	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/imagestore"
+	"github.com/holdfast/holdfast/internal/render"
+)
+
+// The units and other files of an installation, and its programs.
+const (
+	DaemonUnit   = "holdfast.service"
+	AgentUnit    = "holdfast-agent.service"
+	unitDir      = "/etc/systemd/system"
+	tmpfilesConf = "/etc/tmpfiles.d/holdfast.conf"
+	daemonName   = "holdfast"
+	operatorName = "holdfast-operator"
+	hookName     = "holdfast-pull-hook"
+)
+
+// prefixes are where programs may go: the first that can be written to. On nodes
+// whose /usr is read-only /usr/local mostly leads to /var; /opt does on others.
+func prefixes() []string { return []string{"/usr/local", "/opt/holdfast", "/var/lib/holdfast-agent"} }
+
+// DaemonStatus is the Holdfast daemon.
+type DaemonStatus struct {
+	Wanted bool   `json:"wanted"`
+	Up     bool   `json:"up"`
+	Reason string `json:"reason,omitempty"` // why it is not
+}
+
+// provideDaemon installs, configures and starts the daemon, and reports whether
+// runtimes may be told of it. Without it they do as they always did.
+func (a *Agent) provideDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon, r *Report) bool {
+	r.Daemon.Wanted = true
+	err := a.setUpDaemon(ctx, st, b, spec, paths)
+	if err == nil && !a.o.Offline {
+		err = a.daemonAnswers(ctx, paths)
+	}
+	if err != nil {
+		r.Daemon.Reason = err.Error()
+		a.log.Warn("the daemon is not there", "err", err)
+		// Its store is a directory on local disk: who was told of it stays told.
+		return st.Daemon
+	}
+	r.Daemon.Up = !a.o.Offline
+	return true
+}
+
+func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon) error {
+	replaced, err := a.install(st)
+	if err != nil {
+		return err
+	}
+	if err := a.createStore(paths); err != nil {
+		return err
+	}
+	files, err := render.Files(spec, b.of, render.Options{Prefix: st.Prefix})
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.Path == render.DaemonConf {
+			changed, err := a.configureDaemon(ctx, st, b, content(f.Data))
+			if err != nil {
+				return err
+			}
+			replaced = replaced || changed
+		}
+	}
+	return a.startDaemon(ctx, replaced)
+}
+
+// configureDaemon writes the daemon's configuration if the daemon says that it is good.
+func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c content) (changed bool, err error) {
+	disk, err := a.host.content(render.DaemonConf)
+	if err != nil || disk.equal(&c) {
+		return false, err
+	}
+	if st.Prefix != "" && !a.o.Offline {
+		if err := a.checkConfig(ctx, st.Prefix, c); err != nil {
+			return false, err
+		}
+	}
+	m, known := b.managed[render.DaemonConf]
+	if !known {
+		m.Base = disk
+	}
+	m.Written = &c
+	st.Files[render.DaemonConf], b.managed[render.DaemonConf] = m, m
+	if err := st.save(a.stateDir); err != nil { // before the file: what it held is not lost
+		return false, err
+	}
+	return true, a.host.write(render.DaemonConf, &c)
+}
+
+func (a *Agent) checkConfig(ctx context.Context, prefix string, c content) error {
+	program, err := a.host.path(filepath.Join(prefix, "bin", daemonName))
+	if err != nil {
+		return err
+	}
+	trial := filepath.Join(a.stateDir, "trial.toml")
+	if err := atomicfile.Write(trial, []byte(c), 0o600); err != nil {
+		return fmt.Errorf("trying the daemon's configuration: %w", err)
+	}
+	defer os.Remove(trial)                                                                               //nolint:errcheck // the next one replaces it
+	out, err := exec.CommandContext(ctx, program, "--config", trial, "config", "check").CombinedOutput() //nolint:gosec // what we have installed
+	if err != nil {
+		return fmt.Errorf("the daemon refuses its configuration, and keeps the one that it has: %s", strings.TrimSpace(strings.ReplaceAll(string(out), trial, render.DaemonConf)))
+	}
+	return nil
+}
+
+// createStore makes the directories and lists that a runtime needs to start once it
+// is told of the store.
+func (a *Agent) createStore(paths render.Daemon) error {
+	store, err := a.host.path(paths.Store)
+	if err == nil {
+		err = os.MkdirAll(filepath.Join(store, "overlay", "l"), 0o700)
+	}
+	if err == nil {
+		err = imagestore.CreateLists(store)
+	}
+	if err != nil {
+		return fmt.Errorf("making the image store %s: %w", paths.Store, err)
+	}
+	return nil
+}
+
+func (a *Agent) startDaemon(ctx context.Context, changed bool) error {
+	if a.runtime.systemctl == nil {
+		return nil
+	}
+	if a.runtime.unitState(ctx, DaemonUnit) == active {
+		if !changed {
+			return nil
+		}
+		return a.runtime.control(ctx, "reload", DaemonUnit) // containers go on reading meanwhile
+	}
+	_ = a.runtime.control(ctx, "reset-failed", DaemonUnit)
+	return a.runtime.control(ctx, "enable", "--now", DaemonUnit)
+}
+
+func (a *Agent) daemonAnswers(ctx context.Context, paths render.Daemon) error {
+	socket, err := a.host.path(filepath.Join(paths.RunRoot, "holdfast.sock"))
+	if err != nil {
+		return err
+	}
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("the daemon does not answer (`systemctl status holdfast` says why): %w", err)
+	}
+	return conn.Close()
+}
+
+// install puts the daemon's programs and units on the node, if they are not there
+// or are others. It reports whether the program was replaced.
+func (a *Agent) install(st *state) (replaced bool, err error) {
+	if a.o.Programs == "" {
+		return false, nil // the node has it, or not
+	}
+	if st.Prefix == "" {
+		if st.Prefix, err = a.choosePrefix(); err != nil {
+			return false, err
+		}
+	}
+	for _, name := range []string{daemonName, operatorName} {
+		done, err := a.installProgram(name, st.Prefix)
+		if err != nil {
+			return false, err
+		}
+		replaced = replaced || done && name == daemonName
+	}
+	hook, err := a.host.entry(filepath.Join(st.Prefix, "bin", hookName))
+	if err != nil {
+		return false, err
+	}
+	if target, err := os.Readlink(hook); err != nil || target != daemonName {
+		if err := errors.Join(ignoreMissing(os.Remove(hook)), os.Symlink(daemonName, hook)); err != nil {
+			return false, fmt.Errorf("installing %s: %w", hookName, err)
+		}
+	}
+	units := map[string][]byte{
+		filepath.Join(unitDir, DaemonUnit): withPrefix(deploy.Service, st.Prefix),
+		filepath.Join(unitDir, AgentUnit):  withPrefix(deploy.AgentService, st.Prefix),
+		tmpfilesConf:                       deploy.Tmpfiles,
+	}
+	changed := false
+	for path, data := range units {
+		c := content(data)
+		have, err := a.host.content(path)
+		if err == nil && !have.equal(&c) {
+			changed, err = true, a.host.write(path, &c)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	if changed {
+		err = a.runtime.control(context.Background(), "daemon-reload")
+	}
+	return replaced, err
+}
+
+func withPrefix(data []byte, prefix string) []byte {
+	return bytes.ReplaceAll(data, []byte("/usr/local"), []byte(prefix))
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) choosePrefix() (string, error) {
+	var all error
+	for _, prefix := range prefixes() {
+		bin, err := a.host.path(filepath.Join(prefix, "bin"))
+		if err == nil {
+			err = os.MkdirAll(bin, 0o755) //nolint:gosec // for programs
+		}
+		if err == nil {
+			err = unix.Access(bin, unix.W_OK)
+		}
+		if err == nil {
+			return prefix, nil
+		}
+		all = errors.Join(all, fmt.Errorf("%s: %w", prefix, err))
+	}
+	return "", fmt.Errorf("installing the daemon: there is no directory that can be written to: %w", all)
+}
+
+// installProgram copies a program unless the one that is there has its size and time.
+func (a *Agent) installProgram(name, prefix string) (bool, error) {
+	from := filepath.Join(a.o.Programs, name)
+	to, err := a.host.path(filepath.Join(prefix, "bin", name))
+	if err != nil {
+		return false, err
+	}
+	src, err := os.Stat(from)
+	if err != nil {
+		return false, fmt.Errorf("installing %s: %w", name, err)
+	}
+	dst, err := os.Stat(to)
+	if err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
+		return false, nil
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return false, fmt.Errorf("installing %s: %w", name, err)
+	}
+	defer in.Close() //nolint:errcheck // only read
+	err = atomicfile.Create(to, 0o755, func(out *os.File) error {
+		if _, err := io.Copy(out, in); err != nil {
+			return err
+		}
+		labelProgram(out)
+		return os.Chtimes(out.Name(), src.ModTime(), src.ModTime())
+	})
+	if err != nil {
+		return false, fmt.Errorf("installing %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// labelProgram lets systemd start a program below /var on nodes with SELinux, whose
+// policy has no such place for programs.
+func labelProgram(f *os.File) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		_ = unix.Fsetxattr(int(f.Fd()), "security.selinux", []byte("system_u:object_r:bin_t:s0\x00"), 0) //nolint:gosec // a descriptor
+	}
+}
+
+// retireDaemon stops a daemon that is not wanted any more, when no runtime is told of it.
+func (a *Agent) retireDaemon(ctx context.Context, st *state, p *plan, r *Report) {
+	m, ours := st.Files[render.DaemonConf]
+	if r.Daemon.Wanted || !ours || st.Pending != nil {
+		return
+	}
+	if slices.Contains(p.stores, p.store) {
+		return // images in use come from it
+	}
+	err := a.runtime.control(ctx, "disable", "--now", DaemonUnit)
+	if err == nil {
+		err = a.host.write(render.DaemonConf, m.Base)
+	}
+	if err != nil {
+		r.Daemon.Reason = err.Error()
+		return
+	}
+	delete(st.Files, render.DaemonConf)
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/render"
+)
+
+// The states of a store.
+const (
+	StoreListed   = "Listed"   // runtimes are told of it
+	StoreWithheld = "Withheld" // they are not
+	StoreKept     = "Kept"     // not wanted any more, but images in use come from it
+	StoreServed   = "Served"   // the daemon offers what is in it
+)
+
+// StoreStatus says what has become of a store.
+type StoreStatus struct {
+	Store
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// planFor decides what is to be on the node: the configuration without what would do
+// it harm.
+func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRuntimeConfigSpec, r *Report) (*plan, error) {
+	bases, err := a.bases(st)
+	if err != nil {
+		return nil, err
+	}
+	paths, err := render.DaemonPaths(bases.of)
+	if err != nil {
+		return nil, err
+	}
+	want.ContainerRuntimeConfig = cmp.Or(want.ContainerRuntimeConfig, &apiv1.ContainerRuntimeConfiguration{})
+	p := &plan{store: Store{ImageStore, paths.Store}}
+	if want.Holdfast != nil {
+		p.disruption = want.Holdfast.Disruption
+	}
+	if render.UsesDaemon(want, paths) {
+		p.daemon = a.provideDaemon(ctx, st, bases, want, paths, r)
+	}
+	s := a.sift(ctx, st, want.ContainerRuntimeConfig, paths, p, r)
+	if err := a.keepUsed(ctx, st, s); err != nil {
+		return nil, err
+	}
+	r.Stores, p.stores, p.dead = s.status, s.listed, s.deadInUse
+	rendered := func(config apiv1.ContainerRuntimeConfiguration) (map[string]*content, map[string]managed, error) {
+		spec := apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &config, Holdfast: want.Holdfast}
+		files, err := render.Files(spec, bases.of, render.Options{Prefix: st.Prefix, WithoutDaemon: !p.daemon})
+		if err != nil {
+			return nil, nil, err
+		}
+		all, ours := bases.complete(files)
+		return all, ours, nil
+	}
+	compare, _, err := rendered(s.compare)
+	if err == nil {
+		p.compare, _, err = a.host.effective(compare)
+	}
+	if err == nil {
+		p.files, p.managed, err = rendered(s.files)
+	}
+	if err == nil {
+		p.config, p.registries, err = a.host.effective(p.files)
+	}
+	return p, err
+}
+
+// bases are what files hold without us, and what they hold now.
+type bases struct {
+	host    host
+	managed map[string]managed
+	edited  map[string]*content
+}
+
+func (b *bases) of(path string) ([]byte, error) {
+	m, ours := b.managed[path]
+	if !ours {
+		return b.host.read(path)
+	}
+	if m.Base == nil {
+		return render.NoBase(path)
+	}
+	return []byte(*m.Base), nil
+}
+
+// bases finds out what files hold without us, and what others have done to them.
+func (a *Agent) bases(st *state) (*bases, error) {
+	b := &bases{host: a.host, managed: maps.Clone(st.Files), edited: map[string]*content{}}
+	if st.Pending != nil {
+		for path, m := range st.Pending.Files {
+			if _, known := b.managed[path]; !known {
+				b.managed[path] = m // it may have been written already
+			}
+		}
+	}
+	for path, m := range maps.Clone(b.managed) {
+		disk, err := a.host.content(path)
+		if err != nil {
+			return nil, err
+		}
+		if disk.equal(m.Written) || st.Pending != nil && (disk.equal(st.Pending.Next[path]) || disk.equal(st.Pending.Previous[path])) {
+			continue
+		}
+		action, err := a.adopt(b, path, m, disk)
+		if err != nil {
+			return nil, err
+		}
+		if st.Edits == nil {
+			st.Edits = map[string]Edit{}
+		}
+		st.Edits[path] = Edit{Path: path, Time: a.now(), Action: action}
+		a.log.Warn("a file was edited on the node", "file", path, "action", action)
+	}
+	return b, nil
+}
+
+// adopt makes an edited file the new base if it is one in which others have a say. Other
+// files are kept aside.
+func (a *Agent) adopt(b *bases, path string, m managed, disk *content) (string, error) {
+	if disk == nil {
+		return "it was removed, and is written again", nil
+	}
+	if path == render.StorageConf || path == render.DaemonConf {
+		base, err := render.Rebase(text(m.Base), text(m.Written), []byte(*disk))
+		if err == nil {
+			c := content(base)
+			b.managed[path] = managed{Base: &c, Written: disk}
+			b.edited[path] = disk
+			return "what others have written stays, and is added to", nil
+		}
+		a.log.Warn("an edited file cannot be read", "file", path, "err", err)
+	}
+	sum := sha256.Sum256([]byte(*disk))
+	aside := filepath.Join(a.stateDir, "edited", strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "_")+"."+hex.EncodeToString(sum[:4]))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), atomicfile.Write(aside, []byte(*disk), 0o600)); err != nil {
+		return "", fmt.Errorf("keeping the edited %s: %w", path, err)
+	}
+	return "it is written again; the edited one is " + aside, nil
+}
+
+func text(c *content) []byte {
+	if c == nil {
+		return nil
+	}
+	return []byte(*c)
+}
+
+// complete turns rendered files into what all of our files are to hold: those that
+// are not rendered any more what they held without us.
+func (b *bases) complete(files []render.File) (map[string]*content, map[string]managed) {
+	all, ours := map[string]*content{}, map[string]managed{}
+	for _, f := range files {
+		if f.Path == render.DaemonConf {
+			continue // it is the daemon's, and has been seen to
+		}
+		c := content(f.Data)
+		if edited := b.edited[f.Path]; edited != nil && digestTree(settings(edited)) == digestTree(settings(&c)) {
+			c = *edited // it says the same in the editor's way
+		}
+		m, known := b.managed[f.Path]
+		if !known {
+			base, err := b.host.content(f.Path)
+			if err != nil {
+				base = nil // Files has read it
+			}
+			m.Base = base
+		}
+		m.Written = &c
+		all[f.Path], ours[f.Path] = &c, m
+	}
+	for path, m := range b.managed {
+		if _, rendered := all[path]; !rendered && path != render.DaemonConf {
+			all[path] = m.Base
+		}
+	}
+	if m, ok := b.managed[render.DaemonConf]; ok {
+		ours[render.DaemonConf] = m
+	}
+	return all, ours
+}
+
+// sifted is what has become of the stores of a configuration.
+type sifted struct {
+	status []StoreStatus
+	listed []Store // in the files
+	// files is the configuration without what is withheld, compare the same with what is
+	// withheld now and what the running CRI-O has loaded: for that it is not restarted.
+	files, compare apiv1.ContainerRuntimeConfiguration
+	dead           []Store // withheld, and loaded
+	deadInUse      []string
+}
+
+// verdict is what is to become of a store.
+type verdict struct{ state, reason string }
+
+// sift takes the stores out of the configuration that a runtime would not start with.
+func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRuntimeConfiguration, paths render.Daemon, p *plan, r *Report) *sifted {
+	s := &sifted{status: []StoreStatus{}, files: *config, compare: *config}
+	failures := a.checkAll(ctx, st, config)
+	judge := func(store Store) verdict {
+		if reason := failures[store]; reason != "" {
+			return verdict{StoreWithheld, reason}
+		}
+		return verdict{StoreListed, ""}
+	}
+	withoutDaemon := cmp.Or(r.Daemon.Reason, "the daemon does not run")
+	s.files.AdditionalLayerStores, s.compare.AdditionalLayerStores = divide(s, st, config.AdditionalLayerStores, layerStore,
+		func(l apiv1.AdditionalLayerStore, store Store) verdict {
+			switch {
+			case !paths.Own(l.Path):
+				return judge(store)
+			case p.daemon:
+				return verdict{StoreServed, "by the image store " + paths.Store}
+			}
+			return verdict{StoreWithheld, withoutDaemon}
+		})
+	s.files.AdditionalImageStores, s.compare.AdditionalImageStores = divide(s, st, config.AdditionalImageStores, imageStore,
+		func(_ apiv1.AdditionalImageStore, store Store) verdict { return judge(store) })
+	if p.daemon {
+		s.listed = append(s.listed, p.store)
+	}
+	tooOld := tooOldForArtifacts(cmp.Or(r.Runtime.Version, st.Loaded.Version))
+	s.files.AdditionalArtifactStores, s.compare.AdditionalArtifactStores = divide(s, st, config.AdditionalArtifactStores, artifactStore,
+		func(t apiv1.AdditionalArtifactStore, store Store) verdict {
+			switch {
+			case tooOld != "":
+				return verdict{StoreWithheld, tooOld}
+			case p.daemon: // it copes with whatever is there, and says so itself
+				return verdict{StoreServed, "see `holdfast artifact status`"}
+			case t.Filter != nil:
+				return verdict{StoreWithheld, "it has a filter, for which the daemon has to run: " + withoutDaemon}
+			}
+			return judge(store)
+		})
+	return s
+}
+
+func layerStore(s apiv1.AdditionalLayerStore) Store {
+	return Store{LayerStore, filepath.Clean(string(s.Path))}
+}
+func imageStore(s apiv1.AdditionalImageStore) Store {
+	return Store{ImageStore, filepath.Clean(string(s.Path))}
+}
+func artifactStore(s apiv1.AdditionalArtifactStore) Store {
+	return Store{ArtifactStore, filepath.Clean(string(s.Path))}
+}
+
+// divide returns the stores that go into the files, and those with which CRI-O has
+// what it has loaded.
+func divide[T any](s *sifted, st *state, all []T, storeOf func(T) Store, judge func(T, Store) verdict) (files, compare []T) {
+	for _, t := range all {
+		store := storeOf(t)
+		v := judge(t, store)
+		s.status = append(s.status, StoreStatus{store, v.state, v.reason})
+		loaded := slices.Contains(st.Loaded.Stores, store)
+		if v.state == StoreListed {
+			s.listed = append(s.listed, store)
+		} else if v.state == StoreWithheld && loaded {
+			s.dead = append(s.dead, store)
+		}
+		if v.state != StoreWithheld {
+			files, compare = append(files, t), append(compare, t)
+		} else if loaded {
+			compare = append(compare, t)
+		}
+	}
+	return files, compare
+}
+
+// checkAll looks at all stores at once, and says why those that must not be listed
+// must not.
+func (a *Agent) checkAll(ctx context.Context, st *state, config *apiv1.ContainerRuntimeConfiguration) map[Store]string {
+	var all []Store
+	for _, l := range config.AdditionalLayerStores {
+		all = append(all, layerStore(l))
+	}
+	for _, i := range config.AdditionalImageStores {
+		all = append(all, imageStore(i))
+	}
+	for _, t := range config.AdditionalArtifactStores {
+		all = append(all, artifactStore(t))
+	}
+	listed := st.listed()
+	reasons := make([]string, len(all))
+	var group sync.WaitGroup
+	for i, store := range all {
+		group.Go(func() {
+			if a.o.Offline {
+				reasons[i] = "it is looked at on the node, when it boots"
+			} else if err := a.checker.check(ctx, store, slices.Contains(listed, store)); err != nil {
+				reasons[i] = err.Error()
+			}
+		})
+	}
+	group.Wait()
+	failures := map[Store]string{}
+	for i, store := range all {
+		if reasons[i] == "" {
+			delete(a.failures, store)
+			continue
+		}
+		a.failures[store]++
+		if slices.Contains(listed, store) && a.failures[store] < a.o.Failures && !a.o.Offline {
+			continue // it may be busy
+		}
+		failures[store] = reasons[i]
+	}
+	return failures
+}
+
+// keepUsed keeps stores in the files that are not wanted any more, as long as images
+// refer to them, and finds out which of the dead ones are in use.
+func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
+	storage, err := a.host.content(render.StorageConf)
+	if err != nil {
+		return err
+	}
+	files := map[string]*content{render.StorageConf: storage}
+	for _, store := range s.dead {
+		// What a dead store holds cannot be read: images may be in use.
+		if store.Kind != ArtifactStore {
+			s.deadInUse = append(s.deadInUse, store.String())
+		}
+	}
+	for i, store := range st.Stores {
+		known := slices.Contains(s.listed, store) || slices.ContainsFunc(s.status, func(o StoreStatus) bool { return o.Store == store })
+		if known || a.o.Offline {
+			continue
+		}
+		if err := a.checker.check(ctx, store, true); err != nil {
+			continue // no runtime starts with it
+		}
+		users, err := a.host.users(store, files)
+		if err != nil {
+			users = []string{err.Error()}
+		}
+		if len(users) == 0 {
+			continue
+		}
+		s.listed = append(s.listed, store)
+		s.keep(store, st.Stores[:i])
+		s.status = append(s.status, StoreStatus{store, StoreKept, "in use by " + strings.Join(users, ", ")})
+	}
+	return nil
+}
+
+// keep puts a store where it was in the lists: behind the nearest of those that were before
+// it, so that CRI-O need not be restarted for their order.
+func (s *sifted) keep(store Store, before []Store) {
+	for _, c := range []*apiv1.ContainerRuntimeConfiguration{&s.files, &s.compare} {
+		switch path := apiv1.StorePath(store.Path); store.Kind {
+		case LayerStore:
+			c.AdditionalLayerStores = weave(c.AdditionalLayerStores, apiv1.AdditionalLayerStore{Path: path}, layerStore, before)
+		case ImageStore:
+			c.AdditionalImageStores = weave(c.AdditionalImageStores, apiv1.AdditionalImageStore{Path: path}, imageStore, before)
+		case ArtifactStore:
+			c.AdditionalArtifactStores = weave(c.AdditionalArtifactStores, apiv1.AdditionalArtifactStore{Path: path}, artifactStore, before)
+		}
+	}
+}
+
+func weave[T any](list []T, one T, storeOf func(T) Store, before []Store) []T {
+	at := 0
+	for _, b := range before {
+		at = max(at, 1+slices.IndexFunc(list, func(t T) bool { return storeOf(t) == b }))
+	}
+	return slices.Insert(slices.Clone(list), at, one)
+}
+
+// tooOldForArtifacts says so if a version of CRI-O does not know additional artifact
+// stores, which came with 1.36. One that is not known passes: an older one ignores them.
+func tooOldForArtifacts(version string) string {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	if len(parts) < 2 {
+		return ""
+	}
+	major, err1 := strconv.Atoi(parts[0])
+	minor, err2 := strconv.Atoi(parts[1])
+	if err1 != nil || err2 != nil || major > 1 || major == 1 && minor >= 36 {
+		return ""
+	}
+	return fmt.Sprintf("CRI-O %s does not know artifact stores: 1.36 and newer do", version)
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/internal/atomicfile"
+	"github.com/holdfast/holdfast/internal/render"
+)
+
+// How often files are looked at for a change, and stores for theirs.
+const (
+	watchInterval = 250 * time.Millisecond
+	syncInterval  = 10 * time.Second
+	// bootPatience is how long CRI-O may have to wait at boot for stores that it had before:
+	// without them it is restarted when they come.
+	bootPatience = 10 * time.Second
+)
+
+// Source says what a node is to have.
+type Source struct {
+	// Files are files with ContainerRuntimeConfigs, and directories of them.
+	Files []string
+}
+
+// names are the files that there are: of directories those with a name that
+// is one of a document, in order.
+func (s Source) names() ([]string, error) {
+	var all []string
+	for _, name := range s.Files {
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, fmt.Errorf("reading what is desired: %w", err)
+		}
+		if !info.IsDir() {
+			all = append(all, name)
+			continue
+		}
+		entries, err := os.ReadDir(name) // sorted
+		if err != nil {
+			return nil, fmt.Errorf("reading what is desired: %w", err)
+		}
+		for _, e := range entries {
+			if slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) && !strings.HasPrefix(e.Name(), ".") {
+				all = append(all, filepath.Join(name, e.Name()))
+			}
+		}
+	}
+	return all, nil
+}
+
+// Load reads and merges what is desired. Selectors do not count: the files are the node's.
+func (s Source) Load() (Desired, error) {
+	names, err := s.names()
+	if err != nil {
+		return Desired{}, err
+	}
+	var objects []apiv1.ContainerRuntimeConfig
+	for _, name := range names {
+		f, err := os.Open(name)
+		if err != nil {
+			return Desired{}, fmt.Errorf("reading what is desired: %w", err)
+		}
+		more, err := render.Objects(name, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return Desired{}, err
+		}
+		objects = append(objects, more...)
+	}
+	spec, problems := render.Merge(objects)
+	return Desired{Spec: spec, Problems: problems}, nil
+}
+
+// stamp differs from an earlier one if what Load returns may.
+func (s Source) stamp() string {
+	names, err := s.names()
+	var b strings.Builder
+	fmt.Fprintln(&b, err)
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err == nil {
+			fmt.Fprintln(&b, name, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return b.String()
+}
+
+// Run keeps the node at what the source says until the context ends. ready is called, once, when
+// CRI-O may be started.
+func (a *Agent) Run(ctx context.Context, source Source, ready func()) {
+	atBoot := a.runtime.unitState(ctx, a.runtime.unit) == inactive
+	if atBoot {
+		a.awaitStores(ctx)
+	} else {
+		// systemd starts CRI-O after us: a restart would wait until we are ready.
+		ready()
+	}
+	var last Report
+	for first := true; ; first = false {
+		stamp := source.stamp()
+		r := a.syncOnce(ctx, source)
+		if ctx.Err() != nil {
+			return
+		}
+		if first || r.saysMoreThan(&last) {
+			a.log.Info("the node was looked at", "outcome", r.Outcome, "stores", len(r.Stores), "err", r.Error)
+		}
+		last = *r
+		if first && atBoot {
+			ready()
+		}
+		a.pause(ctx, source, stamp)
+	}
+}
+
+func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
+	want, err := source.Load()
+	if err != nil {
+		// What is there stays.
+		r := a.lastReport()
+		r.Outcome, r.Error = Failed, err.Error()
+		return a.publish(r)
+	}
+	r, _ := a.Sync(ctx, want) // the report has the error
+	return a.publish(r)
+}
+
+// pause returns when it is time to look again.
+func (a *Agent) pause(ctx context.Context, source Source, stamp string) {
+	watch := time.NewTicker(watchInterval)
+	defer watch.Stop()
+	for end := time.After(syncInterval); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-end:
+			return
+		case <-watch.C:
+			if source.stamp() != stamp {
+				return
+			}
+		}
+	}
+}
+
+// awaitStores waits a while, before CRI-O has started, for the stores that it is to
+// start with: network file systems come late.
+func (a *Agent) awaitStores(ctx context.Context) {
+	st, err := loadState(a.stateDir)
+	if err != nil {
+		return // Sync says so
+	}
+	if _, err := a.runtime.ask(ctx); err == nil {
+		return
+	}
+	for end := time.Now().Add(bootPatience); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(watchInterval) {
+		if !slices.ContainsFunc(st.listed(), func(s Store) bool { return a.checker.check(ctx, s, true) != nil }) {
+			return
+		}
+	}
+}
+
+const reportName = "report.json"
+
+// publish keeps the report for those who ask, if it says something new.
+func (a *Agent) publish(r *Report) *Report {
+	if r.saysMoreThan(a.lastReport()) {
+		if err := atomicfile.WriteJSON(filepath.Join(a.stateDir, reportName), r, 0o600); err != nil {
+			a.log.Warn("the report was not written", "err", err)
+		}
+	}
+	return r
+}
+
+// saysMoreThan reports whether there is something in a report that is not in the one
+// before it; that what was applied has not changed since is not.
+func (r *Report) saysMoreThan(before *Report) bool {
+	now := *r
+	if now.Outcome == Unchanged && slices.Contains([]string{Applied, Written}, before.Outcome) {
+		now.Outcome, now.Restarts = before.Outcome, before.Restarts
+	}
+	return !reflect.DeepEqual(&now, before)
+}
+
+// LastReport returns what the agent found and did last.
+func LastReport(o Options) (*Report, error) {
+	a, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	r := &Report{}
+	if err := atomicfile.ReadJSON(filepath.Join(a.stateDir, reportName), maxState, r); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrNeverRan
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// ErrNeverRan means that no agent has looked at the node yet.
+var ErrNeverRan = errors.New("no agent has run on this node: `holdfast-operator agent --once --file FILE` does")
+
+func (a *Agent) lastReport() *Report {
+	r, err := LastReport(a.o)
+	if err != nil {
+		r = &Report{Stores: []StoreStatus{}, Edits: []Edit{}, Problems: []render.Problem{}}
+	}
+	return r
+}
+
+// SyncAndReport is Sync once, for whoever asks later what was done.
+func (a *Agent) SyncAndReport(ctx context.Context, want Desired) (*Report, error) {
+	r, err := a.Sync(ctx, want)
+	if !errors.Is(err, ErrRunning) {
+		a.publish(r)
+	}
+	return r, err
+}
+
+// Complete reports whether all that was desired is there.
+func (r *Report) Complete() bool {
+	return len(r.Problems) == 0 && r.Error == "" && (!r.Daemon.Wanted || r.Daemon.Up || r.Daemon.Reason == "") &&
+		!slices.ContainsFunc(r.Stores, func(s StoreStatus) bool { return s.State == StoreWithheld })
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/agent/agenttest"
+	"github.com/holdfast/holdfast/internal/render"
+)
+
+// A store that comes costs one restart; one that dies or comes back costs none, and
+// CRI-O could be started at any time.
+func TestComesAndGoes(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	d := images(t, "/mnt/s", "/mnt/t")
+	n.ImageStore(t, "/mnt/t", "quay.io/t:1")
+	if r := n.sync(t, d, agent.Applied, 1); state(r, "/mnt/s") != "Withheld: it does not exist" {
+		t.Errorf("%+v", r)
+	}
+	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	n.sync(t, d, agent.Applied, 1)
+	if n.listed(t) != "/mnt/s /mnt/t" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 0)
+	if n.listed(t) != "/mnt/t" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+	n.sync(t, d, agent.Unchanged, 0)
+	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 0)
+	if n.listed(t) != "/mnt/s /mnt/t" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+	n.sync(t, d, agent.Unchanged, 0)
+	// It dies, and then CRI-O does: it comes up without it, and with it when it is back.
+	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 0)
+	n.Systemd.Kill("crio.service")
+	n.startCRIO(t)
+	n.sync(t, d, agent.Unchanged, 0)
+	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 1)
+}
+
+// One that is busy for a moment stays.
+func TestBusyStore(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Failures = 2 })
+	n.startCRIO(t)
+	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	d := images(t, "/mnt/s")
+	n.sync(t, d, agent.Applied, 1)
+	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Unchanged, 0)
+	n.sync(t, d, agent.Applied, 0)
+	if n.listed(t) != "" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+}
+
+// A store from which images in use come stays, and in its place, until they are gone.
+func TestInUse(t *testing.T) {
+	n := newNode(t)
+	layer := n.ImageStore(t, "/mnt/used", "quay.io/s:1")
+	n.ImageStore(t, "/mnt/other", "quay.io/o:1")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/used", "/mnt/other"), agent.Applied, 1)
+	n.Refer(t, layer, "quay.io/app:1")
+	r := n.sync(t, images(t, "/mnt/other"), agent.Unchanged, 0)
+	if state(r, "/mnt/used") != "Kept: in use by image quay.io/app:1" || n.listed(t) != "/mnt/used /mnt/other" {
+		t.Errorf("%+v, listed %s", r, n.listed(t))
+	}
+	if _, err := n.Images(t); err != nil {
+		t.Error(err)
+	}
+	// It dies: nothing may take it away from the running CRI-O.
+	if err := os.Rename(n.Path("/mnt/used"), n.Path("/mnt/away")); err != nil {
+		t.Fatal(err)
+	}
+	d := want(t, "  containerRuntimeConfig: {pidsLimit: 30, additionalImageStores: [{path: /mnt/used}, {path: /mnt/other}]}\n")
+	if r := n.sync(t, d, agent.Waiting, 0); !strings.Contains(r.Error, "image store /mnt/used") {
+		t.Errorf("%+v", r)
+	}
+	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/used")); err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 1)
+	n.Write(t, "/var/lib/containers/storage/overlay-images/images.json", "[]")
+	n.sync(t, images(t, "/mnt/other"), agent.Applied, 1)
+	if n.listed(t) != "/mnt/other" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+}
+
+func TestLayerStores(t *testing.T) {
+	n := newNode(t)
+	n.Write(t, "/opt/empty/.keep", "")
+	if err := os.Remove(n.Path("/opt/empty/.keep")); err != nil {
+		t.Fatal(err)
+	}
+	n.Write(t, "/opt/layers/ref/x", "")
+	n.startCRIO(t)
+	d := want(t, "  containerRuntimeConfig: {additionalLayerStores: [{path: /opt/empty}, {path: /opt/layers}, {path: /opt/none}]}\n")
+	r := n.sync(t, d, agent.Applied, 1)
+	if !strings.Contains(state(r, "/opt/empty"), "nothing is mounted there") || state(r, "/opt/layers") != "Listed: " || state(r, "/opt/none") != "Withheld: it does not exist" {
+		t.Errorf("%+v", r)
+	}
+	if !strings.Contains(n.Read(t, render.StorageConf), `additionallayerstores = ["/opt/layers:ref"]`) {
+		t.Error(n.Read(t, render.StorageConf))
+	}
+	// An image has a layer from there.
+	n.Write(t, "/var/lib/containers/storage/overlay/abc/additionallayer", "")
+	if err := os.Symlink("/opt/layers/ref/x/diff", n.Path("/var/lib/containers/storage/overlay/abc/diff")); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.sync(t, images(t), agent.Unchanged, 0); state(r, "/opt/layers") != "Kept: in use by layer abc" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestArtifactStores(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	n.Write(t, "/mnt/models/artifacts/index.json", "{}")
+	n.Write(t, "/mnt/torn/artifacts/index.json", "{")
+	n.Write(t, "/mnt/ro/artifacts/index.json", "{}")
+	readOnly(t, n.Path("/mnt/ro"))
+	d := want(t, "  containerRuntimeConfig: {additionalArtifactStores: [{path: /mnt/models}, {path: /mnt/torn}, {path: /mnt/ro}, {path: /mnt/none}]}\n")
+	r := n.sync(t, d, agent.Applied, 1)
+	for path, want := range map[string]string{
+		"/mnt/models": "Listed: ", "/mnt/torn": "Withheld: artifacts/index.json is not JSON",
+		"/mnt/ro": "Withheld: CRI-O has to be able to write its lock", "/mnt/none": "Withheld: it does not exist",
+	} {
+		if got := state(r, path); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	if !strings.Contains(n.Read(t, render.ArtifactsConf), `additional_artifact_stores = ["/mnt/models"]`) {
+		t.Error(n.Read(t, render.ArtifactsConf))
+	}
+}
+
+// A CRI-O that knows no artifact stores gets none.
+func TestOldCRIO(t *testing.T) {
+	for version, want1 := range map[string]string{"1.35.4": "Withheld: CRI-O 1.35.4 does not know artifact stores: 1.36 and newer do", "1.36.0": "Listed: ", "2.0.0": "Listed: ", "x": "Listed: "} {
+		n := newNode(t)
+		n.Behave(t, agenttest.Behaviour{Version: version})
+		n.startCRIO(t)
+		n.Write(t, "/mnt/models/x", "")
+		r, err := n.Sync(t.Context(), want(t, "  containerRuntimeConfig: {additionalArtifactStores: [{path: /mnt/models}]}\n"))
+		if err != nil || state(r, "/mnt/models") != want1 {
+			t.Errorf("%s: %+v, %v", version, r, err)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+)
+
+// ErrInUse means that images on the node need what is to be removed.
+var ErrInUse = errors.New("images in use come from Holdfast's store")
+
+// Install puts programs and units on the node and has the agent's service started,
+// now and at each boot. Files with objects are copied to where that service
+// looks for them.
+func (a *Agent) Install(ctx context.Context, objects []string) error {
+	unlock, err := a.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := loadState(a.stateDir)
+	if err != nil {
+		return err
+	}
+	if _, err := a.install(st); err != nil {
+		return err
+	}
+	if err := st.save(a.stateDir); err != nil {
+		return err
+	}
+	dir, err := a.host.path(ObjectsDir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o755) //nolint:gosec // there are no secrets in it
+	}
+	if err != nil {
+		return fmt.Errorf("installing: %w", err)
+	}
+	for _, name := range objects {
+		if _, err := (Source{Files: []string{name}}).Load(); err != nil {
+			return err
+		}
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("installing: %w", err)
+		}
+		c := content(data)
+		if err := a.host.write(filepath.Join(ObjectsDir, filepath.Base(name)), &c); err != nil {
+			return err
+		}
+	}
+	return a.enable(ctx)
+}
+
+// ObjectsDir is where the agent's service looks for ContainerRuntimeConfigs.
+const ObjectsDir = "/etc/holdfast/containerruntimeconfigs"
+
+// enable starts the agent's service. In an image, where nothing can be started, the
+// links are made that `systemctl enable` makes.
+func (a *Agent) enable(ctx context.Context) error {
+	if a.runtime.systemctl != nil {
+		return a.runtime.control(ctx, "enable", "--now", AgentUnit)
+	}
+	for link, unit := range map[string]string{
+		"multi-user.target.wants/" + AgentUnit:  AgentUnit,
+		"multi-user.target.wants/" + DaemonUnit: DaemonUnit,
+		"crio.service.wants/" + DaemonUnit:      DaemonUnit,
+	} {
+		name, err := a.host.entry(filepath.Join(unitDir, link))
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(name), 0o755) //nolint:gosec // as systemctl makes them
+		}
+		if err == nil {
+			if err = os.Symlink(filepath.Join(unitDir, unit), name); errors.Is(err, os.ErrExist) {
+				err = nil
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("enabling %s: %w", unit, err)
+		}
+	}
+	return nil
+}
+
+// Uninstall puts the node's files back to what they were without us, and removes all that
+// was installed. As long as images in use come from the daemon's store it only keeps
+// more from getting there, and returns an error that wraps [ErrInUse]; it can be run again.
+func (a *Agent) Uninstall(ctx context.Context) (*Report, error) {
+	// The service would put everything back.
+	_ = a.runtime.control(ctx, "disable", "--now", AgentUnit)
+	r, err := a.Sync(ctx, Desired{Spec: apiv1.ContainerRuntimeConfigSpec{}})
+	if err != nil {
+		return r, err
+	}
+	if r.Outcome != Unchanged && r.Outcome != Applied && r.Outcome != Written {
+		return r, fmt.Errorf("the old configuration is not back: %s: %s", r.Outcome, r.Error)
+	}
+	for _, s := range r.Stores {
+		if s.State == StoreKept {
+			return r, fmt.Errorf("%w, or from another store that is listed still: %s is %s: remove those images, and run it again", ErrInUse, s.Store, s.Reason)
+		}
+	}
+	if r.Daemon.Reason != "" {
+		return r, fmt.Errorf("stopping the daemon: %s", r.Daemon.Reason)
+	}
+	return r, a.removeInstalled(ctx)
+}
+
+func (a *Agent) removeInstalled(ctx context.Context) error {
+	st, err := loadState(a.stateDir)
+	if err != nil {
+		return err
+	}
+	if st.Prefix != "" {
+		program, err := a.host.path(filepath.Join(st.Prefix, "bin", daemonName))
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(program); err == nil && !a.o.Offline {
+			// It refuses while anything refers to its layers, and knows its directories.
+			if out, err := exec.CommandContext(ctx, program, "uninstall").CombinedOutput(); err != nil { //nolint:gosec // what we have installed
+				return fmt.Errorf("removing the daemon's directories: %w: %s", err, strings.TrimSpace(string(out)))
+			}
+		}
+	}
+	files := []string{filepath.Join(unitDir, DaemonUnit), filepath.Join(unitDir, AgentUnit), tmpfilesConf}
+	for _, link := range []string{"multi-user.target.wants/" + AgentUnit, "multi-user.target.wants/" + DaemonUnit, "crio.service.wants/" + DaemonUnit} {
+		files = append(files, filepath.Join(unitDir, link))
+	}
+	if st.Prefix != "" {
+		for _, name := range []string{hookName, daemonName, operatorName} {
+			files = append(files, filepath.Join(st.Prefix, "bin", name))
+		}
+	}
+	for _, f := range slices.Compact(files) {
+		if err := a.host.removeFile(f); err != nil {
+			return err
+		}
+	}
+	if err := a.runtime.control(ctx, "daemon-reload"); err != nil {
+		return err
+	}
+	for _, name := range []string{stateName, reportName, "agent.lock"} {
+		if err := os.Remove(filepath.Join(a.stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing what the agent remembers: %w", err)
+		}
+	}
+	_ = os.Remove(a.stateDir) // unless there are edited files in it
+	return nil
+}
