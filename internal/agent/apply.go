@@ -144,7 +144,7 @@ func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r
 	switch {
 	case needed == nothing && unit == failed && a.runtime.systemctl != nil:
 		needed = restart // it does not run, and should
-	case needed == nothing && unit != active && a.runtime.systemctl != nil:
+	case needed == nothing && unit != active && a.runtime.exists(ctx):
 		st.Pending.Phase = unproved // the next look, or the next boot, tells
 		return Written, st.save(a.stateDir)
 	case needed == restart && p.disruption == apiv1.RebootNode:

@@ -295,7 +295,7 @@ func labelProgram(f *os.File) {
 // retireDaemon stops a daemon that is not wanted any more, when no runtime is told of it.
 func (a *Agent) retireDaemon(ctx context.Context, st *state, p *plan, r *Report) {
 	m, ours := st.Files[render.DaemonConf]
-	if r.Daemon.Wanted || !ours || st.Pending != nil {
+	if r.Daemon.Wanted || !ours || st.Pending != nil && st.Pending.Phase != unproved {
 		return
 	}
 	if slices.Contains(p.stores, p.store) {

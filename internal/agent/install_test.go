@@ -160,6 +160,25 @@ func TestUninstall(t *testing.T) {
 	}
 }
 
+// The same where CRI-O happens not to run.
+func TestUninstallWithoutCRIO(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	before := n.Read(t, render.StorageConf)
+	n.sync(t, want(t, lazy), agent.Written, 0)
+	layer := n.ImageStore(t, "/var/lib/holdfast/store", "")
+	n.Refer(t, layer, "quay.io/app:1")
+	if _, err := n.Uninstall(t.Context()); !errors.Is(err, agent.ErrInUse) || n.listed(t) != "/var/lib/holdfast/store" {
+		t.Fatalf("%v, listed %s", err, n.listed(t))
+	}
+	n.Write(t, "/var/lib/containers/storage/overlay-images/images.json", "[]")
+	if _, err := n.Uninstall(t.Context()); err != nil || n.Read(t, render.StorageConf) != before {
+		t.Fatalf("%v\n%s", err, n.Read(t, render.StorageConf))
+	}
+	if calls := n.Systemd.Calls(); !slices.Contains(calls, "disable --now holdfast.service") {
+		t.Errorf("calls %v", calls)
+	}
+}
+
 func TestLocalEdits(t *testing.T) {
 	n := newNode(t)
 	n.ImageStore(t, "/mnt/s", "quay.io/s:1")

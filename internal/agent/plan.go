@@ -340,7 +340,8 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 			s.deadInUse = append(s.deadInUse, store.String())
 		}
 	}
-	for i, store := range st.Stores {
+	before := st.listed()
+	for i, store := range before {
 		known := slices.Contains(s.listed, store) || slices.ContainsFunc(s.status, func(o StoreStatus) bool { return o.Store == store })
 		if known || a.o.Offline {
 			continue
@@ -356,7 +357,7 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 			continue
 		}
 		s.listed = append(s.listed, store)
-		s.keep(store, st.Stores[:i])
+		s.keep(store, before[:i])
 		s.status = append(s.status, StoreStatus{store, StoreKept, "in use by " + strings.Join(users, ", ")})
 	}
 	return nil

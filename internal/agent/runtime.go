@@ -99,7 +99,7 @@ func (r runtime) unitState(ctx context.Context, unit string) string {
 	if r.systemctl == nil {
 		return inactive
 	}
-	out, err := r.run(ctx, "is-active", unit)
+	out, _, err := r.run(ctx, "is-active", unit)
 	if s := strings.TrimSpace(out); s != "" {
 		return s
 	}
@@ -109,24 +109,36 @@ func (r runtime) unitState(ctx context.Context, unit string) string {
 	return active
 }
 
+// exists reports whether the node has a CRI-O that may be started: one with Podman
+// alone has not.
+func (r runtime) exists(ctx context.Context) bool {
+	if r.systemctl == nil {
+		return false
+	}
+	out, _, err := r.run(ctx, "show", "--property=LoadState", "--value", r.unit)
+	return err != nil || strings.TrimSpace(out) != "not-found"
+}
+
 // control has systemd do something with units.
 func (r runtime) control(ctx context.Context, args ...string) error {
 	if r.systemctl == nil {
 		return nil
 	}
-	out, err := r.run(ctx, args...)
+	out, said, err := r.run(ctx, args...)
 	if err != nil {
-		return fmt.Errorf("running systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(out))
+		return fmt.Errorf("running systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(said+out))
 	}
 	return nil
 }
 
-func (r runtime) run(ctx context.Context, args ...string) (string, error) {
+func (r runtime) run(ctx context.Context, args ...string) (stdout, stderr string, err error) {
 	all := slices.Concat(r.systemctl[1:], args)
 	cmd := exec.CommandContext(ctx, r.systemctl[0], all...) //nolint:gosec // from the agent's own options
 	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	var out, said strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &said
+	err = cmd.Run()
+	return out.String(), said.String(), err
 }
 
 // often is how often the runtime is asked while it is waited for.

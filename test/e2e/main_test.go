@@ -40,7 +40,7 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the test's result stands
 	holdfast = filepath.Join(dir, "holdfast")
-	build := exec.CommandContext(context.Background(), "go", "build", "-o", holdfast, "github.com/holdfast/holdfast/cmd/holdfast")
+	build := exec.CommandContext(context.Background(), "go", "build", "-o", dir+"/", "github.com/holdfast/holdfast/cmd/holdfast", "github.com/holdfast/holdfast/cmd/holdfast-operator")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it also runs in another Debian
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building holdfast: %v\n%s", err, out)
@@ -57,7 +57,7 @@ func checkMachine() error {
 	}
 	for tool, pkg := range map[string]string{
 		"podman": "podman", "skopeo": "skopeo", "runc": "runc", "conmon": "conmon",
-		"debootstrap": "debootstrap", "unshare": "util-linux", "tar": "tar", "useradd": "passwd", "newuidmap": "uidmap",
+		"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "tar": "tar", "useradd": "passwd", "newuidmap": "uidmap",
 	} {
 		if _, e := exec.LookPath(tool); e != nil {
 			err = errors.Join(err, fmt.Errorf("%s is missing: apt-get install %s", tool, pkg))
