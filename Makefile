@@ -12,10 +12,10 @@ ARGS      ?=
 # What go.podman.io/{image,storage} need to build without C libraries.
 TAGS      := exclude_graphdriver_btrfs,containers_image_openpgp
 export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -tags=$(TAGS)
-LDFLAGS   := -s -w -X github.com/holdfast/holdfast/internal/daemon.Version=$(VERSION)
+LDFLAGS   := -s -w -X github.com/holdfast/holdfast/internal/daemon.Version=$(VERSION) -X main.Version=$(VERSION)
 
 build: go
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/holdfast ./cmd/holdfast
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/holdfast ./cmd/holdfast-operator
 
 install: build
 	install -D -m 755 $(BIN)/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast

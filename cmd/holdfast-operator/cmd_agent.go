@@ -27,13 +27,14 @@ const memoryLimit = 40 << 20
 type nodeOptions struct {
 	root, stateDir, socket, unit, systemctl, programs string
 	readyTimeout                                      time.Duration
-	withoutPrograms, retry                            bool
+	withoutPrograms, retry, live                      bool
 }
 
 func (o *nodeOptions) addFlags(cmd *cobra.Command) {
 	d := agent.Defaults()
 	f := cmd.Flags()
 	f.StringVar(&o.root, "root", d.Root, "the root `directory` of the node's file system; another than / is an image that is being built: nothing is started or looked at")
+	f.BoolVar(&o.live, "live", false, "--root is that of the running node, as a container sees it: units are started, stores are looked at")
 	f.StringVar(&o.stateDir, "state-dir", d.StateDir, "the `directory` for what the agent remembers")
 	f.StringVar(&o.socket, "cri-socket", d.Socket, "CRI-O's `socket`")
 	f.StringVar(&o.unit, "crio-unit", d.Unit, "CRI-O's systemd `unit`")
@@ -61,6 +62,8 @@ func (o *nodeOptions) options() (agent.Options, error) {
 	switch {
 	case o.systemctl != "":
 		a.Systemctl = strings.Fields(o.systemctl)
+	case o.live:
+		a.Live = true
 	case a.Root != "/":
 		a.Systemctl, a.Offline = nil, true
 	}

@@ -35,6 +35,9 @@ type Options struct {
 	// Systemctl is the program that starts and stops units, with its first
 	// arguments. Empty: nothing is started, as when an image is built.
 	Systemctl []string
+	// Live means that Root, if it is another than /, is that of the running node, as a container
+	// sees it: programs of the node are run with it as their root.
+	Live bool
 	// Offline means that this is not the node itself, so that nothing on it can be
 	// looked at: stores are withheld until the agent looks at them there.
 	Offline bool
@@ -106,9 +109,14 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	chroot := ""
+	if o.Live && o.Root != "/" {
+		chroot = o.Root
+		o.Systemctl = append([]string{h.program(o.Systemctl[0])}, o.Systemctl[1:]...)
+	}
 	return &Agent{
 		o: o, host: h, stateDir: stateDir, log: o.Log, now: time.Now, failures: map[Store]int{},
-		runtime: runtime{socket: socket, unit: o.Unit, systemctl: o.Systemctl},
+		runtime: runtime{socket: socket, unit: o.Unit, systemctl: o.Systemctl, chroot: chroot},
 		checker: &checker{host: h, patience: o.CheckTimeout, probe: func(ctx context.Context, path string) error {
 			return probeImageStore(ctx, o.Root, path)
 		}},

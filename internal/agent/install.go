@@ -114,20 +114,37 @@ func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c cont
 }
 
 func (a *Agent) checkConfig(ctx context.Context, prefix string, c content) error {
-	program, err := a.host.path(filepath.Join(prefix, "bin", daemonName))
-	if err != nil {
-		return err
-	}
-	trial := filepath.Join(a.stateDir, "trial.toml")
+	trial := filepath.Join(a.stateDir, trialName)
 	if err := atomicfile.Write(trial, []byte(c), 0o600); err != nil {
 		return fmt.Errorf("trying the daemon's configuration: %w", err)
 	}
-	defer os.Remove(trial)                                                                               //nolint:errcheck // the next one replaces it
-	out, err := exec.CommandContext(ctx, program, "--config", trial, "config", "check").CombinedOutput() //nolint:gosec // what we have installed
+	defer os.Remove(trial) //nolint:errcheck // the next one replaces it
+	name := trial
+	if a.runtime.chroot != "" {
+		name = filepath.Join(a.o.StateDir, trialName)
+	}
+	out, err := a.runDaemon(ctx, prefix, "--config", name, "config", "check")
 	if err != nil {
-		return fmt.Errorf("the daemon refuses its configuration, and keeps the one that it has: %s", strings.TrimSpace(strings.ReplaceAll(string(out), trial, render.DaemonConf)))
+		return fmt.Errorf("the daemon refuses its configuration, and keeps the one that it has: %w: %s", err, strings.ReplaceAll(out, name, render.DaemonConf))
 	}
 	return nil
+}
+
+const trialName = "trial.toml"
+
+// runDaemon runs the daemon's program as it was installed, and returns what it says.
+func (a *Agent) runDaemon(ctx context.Context, prefix string, args ...string) (string, error) {
+	program := filepath.Join(prefix, "bin", daemonName)
+	if a.runtime.chroot == "" {
+		var err error
+		if program, err = a.host.path(program); err != nil {
+			return "", err
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // what we have installed
+	inRoot(cmd, a.runtime.chroot)
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
 }
 
 // createStore makes the directories and lists that a runtime needs to start once it

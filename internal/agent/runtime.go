@@ -10,8 +10,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +27,7 @@ type runtime struct {
 	socket    string   // as the agent finds it
 	unit      string   // crio.service
 	systemctl []string // the program and its first arguments; nil if nothing is to be started
+	chroot    string   // where it is run; "" is here
 }
 
 // answer is what a runtime says of itself.
@@ -135,10 +138,32 @@ func (r runtime) run(ctx context.Context, args ...string) (stdout, stderr string
 	all := slices.Concat(r.systemctl[1:], args)
 	cmd := exec.CommandContext(ctx, r.systemctl[0], all...) //nolint:gosec // from the agent's own options
 	cmd.WaitDelay = time.Second
+	inRoot(cmd, r.chroot)
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
 	err = cmd.Run()
 	return out.String(), said.String(), err
+}
+
+// inRoot has a program of the node, by its path there, run with the node's root as its own.
+func inRoot(cmd *exec.Cmd, root string) {
+	if root != "" {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+		cmd.Dir = "/"
+	}
+}
+
+// program is where a node has a program, as its own shell would find it.
+func (h host) program(name string) string {
+	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
+		p := filepath.Join(dir, name)
+		if at, err := h.path(p); err == nil && !filepath.IsAbs(name) {
+			if info, err := os.Stat(at); err == nil && info.Mode().IsRegular() {
+				return p
+			}
+		}
+	}
+	return name
 }
 
 // often is how often the runtime is asked while it is waited for.

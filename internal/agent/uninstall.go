@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
@@ -126,8 +124,8 @@ func (a *Agent) removeInstalled(ctx context.Context) error {
 		}
 		if _, err := os.Stat(program); err == nil && !a.o.Offline {
 			// It refuses while anything refers to its layers, and knows its directories.
-			if out, err := exec.CommandContext(ctx, program, "uninstall").CombinedOutput(); err != nil { //nolint:gosec // what we have installed
-				return fmt.Errorf("removing the daemon's directories: %w: %s", err, strings.TrimSpace(string(out)))
+			if out, err := a.runDaemon(ctx, st.Prefix, "uninstall"); err != nil {
+				return fmt.Errorf("removing the daemon's directories: %w: %s", err, out)
 			}
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/docker/go-units"
 	"go.podman.io/storage/pkg/reexec"
 
+	"github.com/holdfast/holdfast/internal/agent/agenttest"
 	"github.com/holdfast/holdfast/internal/shape"
 	"github.com/holdfast/holdfast/internal/testimage"
 	"github.com/holdfast/holdfast/test/lab"
@@ -45,6 +46,7 @@ type options struct {
 var errMissed = errors.New("not all bars were reached")
 
 func main() {
+	agenttest.Main() // what the node's stand-ins are
 	reexec.Register(clientName, clientMain)
 	if reexec.Init() { // one of our clients, or what extracts layers for it
 		return
@@ -141,6 +143,7 @@ func phases() []phase {
 		{"update", true, (*bench).measureUpdate},
 		{"storage", true, (*bench).measureStorage},
 		{"models", true, (*bench).measureModels},
+		{"node", true, (*bench).measureNode},
 	}
 }
 

@@ -51,6 +51,8 @@ type report struct {
 	Storing storing `json:"storing"`
 	// Of artifacts.
 	Models models `json:"models"`
+	// Of the node agent.
+	Node nodeNumbers `json:"node"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -136,6 +138,9 @@ func (r *report) judge() []bar {
 		for _, b := range mo.wayBars() {
 			add(true, atMost, func() bar { return b })
 		}
+	}
+	for _, b := range r.Node.bars() {
+		add(true, atMost, func() bar { return b })
 	}
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
 	for _, hook := range []struct{ name, what string }{

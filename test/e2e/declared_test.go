@@ -119,6 +119,19 @@ func (d *declared) exits(code int, args ...string) string {
 	return out + errs
 }
 
+// object is what the machine is to have.
+const object = `apiVersion: machineconfiguration.openshift.io/v1
+kind: ContainerRuntimeConfig
+metadata: {name: app}
+spec:
+  containerRuntimeConfig:
+    additionalLayerStores: [{path: /var/lib/holdfast/store}]
+    additionalImageStores: [{path: /var/lib/containers/shared}, {path: /mnt/not-mounted}]
+  holdfast:
+    trusted: [%q]
+    cacheLimit: %s
+`
+
 // TestDeclared: from a ContainerRuntimeConfig to a container of Podman whose image is not
 // there yet, and back to a machine without Holdfast.
 func TestDeclared(t *testing.T) {
@@ -129,18 +142,7 @@ func TestDeclared(t *testing.T) {
 	list := []string{"find", "/etc", "/usr/local", "/var/lib/holdfast", "/var/lib/holdfast-agent", "-not", "-type", "d"}
 	files := d.exits(0, list...)
 	d.exits(0, "podman", "--root", "/var/lib/containers/shared", "--runroot", "/run/shared", "pull", "--quiet", shared)
-	d.must(os.WriteFile(d.path("holdfast-agent", "crc.yaml"), fmt.Appendf(nil, `
-apiVersion: machineconfiguration.openshift.io/v1
-kind: ContainerRuntimeConfig
-metadata: {name: app}
-spec:
-  containerRuntimeConfig:
-    additionalLayerStores: [{path: /var/lib/holdfast/store}]
-    additionalImageStores: [{path: /var/lib/containers/shared}, {path: /mnt/not-mounted}]
-  holdfast:
-    trusted: [%q]
-    cacheLimit: 1Gi
-`, d.registry.Host()), 0o600))
+	d.must(os.WriteFile(d.path("holdfast-agent", "crc.yaml"), fmt.Appendf(nil, object, d.registry.Host(), "1Gi"), 0o600))
 
 	// One store is not there: all else is, and the exit code says so.
 	out := d.exits(6, "/programs/holdfast-operator", "agent", "--once", "--file", "/var/lib/holdfast-agent/crc.yaml")
@@ -165,6 +167,21 @@ spec:
 	if out := d.exits(0, run...); !strings.HasPrefix(out, lab.ReadyLine) {
 		t.Errorf("the container printed %q", out)
 	}
+
+	// An agent in a container finds the same.
+	d.exits(0, "sh", "-c", "mkdir -p /host && mount --rbind / /host && mount --make-rslave /host")
+	inContainer := []string{"/programs/holdfast-operator", "agent", "--once", "--root", "/host", "--live", "--file", "/var/lib/holdfast-agent/crc.yaml"}
+	if out := d.exits(6, inContainer...); !strings.Contains(out, "Unchanged") {
+		t.Errorf("it said\n%s", out)
+	}
+	d.must(os.WriteFile(d.path("holdfast-agent", "crc.yaml"), fmt.Appendf(nil, object, d.registry.Host(), "2Gi"), 0o600))
+	if out := d.exits(6, inContainer...); !strings.Contains(out, "daemon                                  up") {
+		t.Errorf("it said\n%s", out)
+	}
+	if out := d.exits(0, "cat", "/etc/holdfast/config.toml"); !strings.Contains(out, "2147483648B") {
+		t.Errorf("the daemon's configuration is\n%s", out)
+	}
+	d.exits(0, "sh", "-c", "umount -R -l /host && rmdir /host")
 
 	// Holdfast is to go, but an image has layers in its store.
 	if out := d.exits(5, "/programs/holdfast-operator", "uninstall"); !strings.Contains(out, ref) {

@@ -90,6 +90,8 @@ func standInDaemon(root string) error {
 type Node struct {
 	Root    string
 	Systemd *Systemd
+
+	listener net.Listener
 }
 
 // storageConf is what the node's administrator has written.
@@ -110,33 +112,46 @@ skip_mount_home = "true"
 // New makes a node, on which CRI-O does not run yet.
 func New(t testing.TB) *Node {
 	t.Helper()
-	n := &Node{Root: t.TempDir()}
-	n.Write(t, "/etc/containers/storage.conf", storageConf)
-	for _, dir := range []string{"/proc", "/tmp", "/var/tmp", "/run", "/usr/share/containers", "/usr/local/bin"} {
-		if err := os.MkdirAll(n.Path(dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// containers/storage looks up mounts, and whether the kernel has overlayfs.
-	if err := unix.Mount("/proc", n.Path("/proc"), "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(n.Path("/proc"), unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	n.Systemd = &Systemd{root: n.Root, units: map[string]*unit{}}
-	l, err := net.Listen("unix", systemdSocket(n.Root))
+	n, err := Start(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	go n.Systemd.serve(l)
 	t.Cleanup(func() {
-		_ = l.Close()
-		n.Systemd.Boot()
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return n
+}
+
+// Start is New for programs that are no tests: in an empty directory, until Close.
+func Start(root string) (*Node, error) {
+	n := &Node{Root: root, Systemd: &Systemd{root: root, units: map[string]*unit{}}}
+	for _, dir := range []string{"/proc", "/tmp", "/var/tmp", "/run", "/usr/share/containers", "/usr/local/bin", "/etc/containers"} {
+		if err := os.MkdirAll(n.Path(dir), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	err := os.WriteFile(n.Path("/etc/containers/storage.conf"), []byte(storageConf), 0o644)
+	if err == nil {
+		n.listener, err = net.Listen("unix", systemdSocket(root))
+	}
+	if err == nil {
+		// containers/storage looks up mounts, and whether the kernel has overlayfs.
+		err = unix.Mount("/proc", n.Path("/proc"), "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		return nil, err
+	}
+	go n.Systemd.serve(n.listener)
+	return n, nil
+}
+
+// Close ends what runs on the node.
+func (n *Node) Close() error {
+	err := n.listener.Close()
+	n.Systemd.Boot()
+	return errors.Join(err, unix.Unmount(n.Path("/proc"), unix.MNT_DETACH))
 }
 
 // Path is where a path of the node is.
@@ -171,13 +186,14 @@ func (n *Node) Behave(t testing.TB, b Behaviour) {
 	n.Write(t, behaviourFile, string(text))
 }
 
-// Systemctl is the program by which Options have the node's units started.
-func (n *Node) Systemctl() []string { return []string{"/proc/self/exe", systemctlCommand, n.Root} }
+// Systemctl is a program that calls [Main], with the arguments by which it has the node's
+// units started and stopped.
+func (n *Node) Systemctl(program string) []string { return []string{program, systemctlCommand, n.Root} }
 
 // Options are an agent's for this node.
 func (n *Node) Options() agent.Options {
 	o := agent.Defaults()
-	o.Root, o.Systemctl = n.Root, n.Systemctl()
+	o.Root, o.Systemctl = n.Root, n.Systemctl("/proc/self/exe")
 	o.CheckTimeout, o.ReadyTimeout, o.Failures = time.Second, 3*time.Second, 1
 	return o
 }
