@@ -184,3 +184,18 @@ func TestKilledAgent(t *testing.T) {
 		}
 	})
 }
+
+// A store that died is not listed for a CRI-O that is to start, not even the first time
+// that it does not answer.
+func TestDeadAtBoot(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Failures = 3 })
+	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	d := images(t, "/mnt/s")
+	n.startCRIO(t)
+	n.sync(t, d, agent.Applied, 1)
+	n.Systemd.Boot()
+	n.restartAgent(t)
+	rename(t, n, "/mnt/s", "/mnt/away")
+	n.sync(t, d, agent.Written, 0)
+	n.startCRIO(t)
+}

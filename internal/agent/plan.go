@@ -214,7 +214,7 @@ type verdict struct{ state, reason string }
 // sift takes the stores out of the configuration that a runtime would not start with.
 func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRuntimeConfiguration, paths render.Daemon, p *plan, r *Report) *sifted {
 	s := &sifted{status: []StoreStatus{}, files: *config, compare: *config}
-	failures := a.checkAll(ctx, st, config)
+	failures := a.checkAll(ctx, st, config, r.Runtime.Up)
 	judge := func(store Store) verdict {
 		if reason := failures[store]; reason != "" {
 			return verdict{StoreWithheld, reason}
@@ -286,8 +286,8 @@ func divide[T any](s *sifted, st *state, all []T, storeOf func(T) Store, judge f
 }
 
 // checkAll looks at all stores at once, and says why those that must not be listed
-// must not.
-func (a *Agent) checkAll(ctx context.Context, st *state, config *apiv1.ContainerRuntimeConfiguration) map[Store]string {
+// must not. up is whether CRI-O runs.
+func (a *Agent) checkAll(ctx context.Context, st *state, config *apiv1.ContainerRuntimeConfiguration, up bool) map[Store]string {
 	var all []Store
 	for _, l := range config.AdditionalLayerStores {
 		all = append(all, layerStore(l))
@@ -318,8 +318,9 @@ func (a *Agent) checkAll(ctx context.Context, st *state, config *apiv1.Container
 			continue
 		}
 		a.failures[store]++
-		if slices.Contains(listed, store) && a.failures[store] < a.o.Failures && !a.o.Offline {
-			continue // it may be busy
+		// It may be busy. A CRI-O that is to start does not give it a second chance.
+		if up && slices.Contains(listed, store) && a.failures[store] < a.o.Failures && !a.o.Offline {
+			continue
 		}
 		failures[store] = reasons[i]
 	}

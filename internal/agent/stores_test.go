@@ -169,3 +169,10 @@ func TestOldCRIO(t *testing.T) {
 		}
 	}
 }
+
+func rename(t *testing.T, n *node, from, to string) {
+	t.Helper()
+	if err := os.Rename(n.Path(from), n.Path(to)); err != nil {
+		t.Fatal(err)
+	}
+}
