@@ -42,12 +42,12 @@ func (o *nodeOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.programs, "programs", "", "the `directory` that the daemon is installed from; the default is that of this program")
 	f.BoolVar(&o.withoutPrograms, "without-install", false, "do not install the daemon: the node has it, from a package")
 	f.DurationVar(&o.readyTimeout, "ready-timeout", d.ReadyTimeout, "how long CRI-O may take to come up, before the old configuration is put back")
-	f.BoolVar(&o.retry, "retry", false, "try again what CRI-O did not start with the last time")
+	f.BoolVar(&o.retry, "retry", false, "try again what CRI-O did not start with the last time, and restart it even if that takes stores away that do not answer")
 }
 
 func (o *nodeOptions) options() (agent.Options, error) {
 	a := agent.Defaults()
-	a.Root, a.StateDir, a.Socket, a.Unit, a.ReadyTimeout, a.Retry = o.root, o.stateDir, o.socket, o.unit, o.readyTimeout, o.retry
+	a.Root, a.StateDir, a.Socket, a.Unit, a.ReadyTimeout, a.Retry, a.Abandon = o.root, o.stateDir, o.socket, o.unit, o.readyTimeout, o.retry, o.retry
 	a.Programs = o.programs
 	if o.programs == "" {
 		exe, err := os.Executable()

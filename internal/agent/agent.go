@@ -45,6 +45,8 @@ type Options struct {
 	Programs string
 	// Retry tries a configuration again that CRI-O did not start with.
 	Retry bool
+	// Abandon restarts CRI-O also if that takes stores away from it that do not answer.
+	Abandon bool
 	// Failures is how many times a listed store must fail before it is withheld.
 	Failures int
 

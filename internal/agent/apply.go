@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
@@ -35,6 +36,7 @@ type plan struct {
 	daemon     bool
 	store      Store // the daemon's
 	disruption apiv1.Disruption
+	missed     []Store  // see state.Missed
 	dead       []string // stores in use that are dead: a restart would take them away
 }
 
@@ -65,12 +67,12 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it: %s", st.Failed.Time.Format(time.RFC3339), st.Failed.Reason)
 		return RolledBack, nil
 	}
-	if needed == restart && len(p.dead) > 0 && !a.o.Retry {
-		r.Error = fmt.Sprintf("CRI-O is to be restarted, but images in use come from stores that do not answer: %s", p.dead)
+	if needed == restart && len(p.dead) > 0 && !a.o.Abandon {
+		r.Error = fmt.Sprintf("CRI-O is to be restarted when these stores answer, which images in use may come from (--retry does it without): %s", strings.Join(p.dead, ", "))
 		return Waiting, nil
 	}
 	st.begin(&change{
-		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Daemon: p.daemon,
+		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon,
 		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Stores: p.stores},
 	})
 	if err := st.save(a.stateDir); err != nil {
@@ -122,7 +124,7 @@ func (a *Agent) settle(st *state, p *plan) {
 	if st.Pending != nil {
 		return
 	}
-	st.Files, st.Stores, st.Daemon, st.Failed = p.managed, p.stores, p.daemon, nil
+	st.Files, st.Stores, st.Missed, st.Daemon, st.Failed = p.managed, p.stores, p.missed, p.daemon, nil
 }
 
 func (a *Agent) writeAll(files map[string]*content) error {

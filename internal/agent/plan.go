@@ -60,7 +60,7 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 	if err := a.keepUsed(ctx, st, s); err != nil {
 		return nil, err
 	}
-	r.Stores, p.stores, p.dead = s.status, s.listed, s.deadInUse
+	r.Stores, p.stores, p.dead, p.missed = s.status, s.listed, s.deadInUse, s.missed
 	rendered := func(config apiv1.ContainerRuntimeConfiguration) (map[string]*content, map[string]managed, error) {
 		spec := apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &config, Holdfast: want.Holdfast}
 		files, err := render.Files(spec, bases.of, render.Options{Prefix: st.Prefix, WithoutDaemon: !p.daemon})
@@ -206,6 +206,7 @@ type sifted struct {
 	files, compare apiv1.ContainerRuntimeConfiguration
 	dead           []Store // withheld, and loaded
 	deadInUse      []string
+	missed         []Store // see state.Missed
 }
 
 // verdict is what is to become of a store.
@@ -325,66 +326,6 @@ func (a *Agent) checkAll(ctx context.Context, st *state, config *apiv1.Container
 		failures[store] = reasons[i]
 	}
 	return failures
-}
-
-// keepUsed keeps stores in the files that are not wanted any more, as long as images
-// refer to them, and finds out which of the dead ones are in use.
-func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
-	storage, err := a.host.content(render.StorageConf)
-	if err != nil {
-		return err
-	}
-	files := map[string]*content{render.StorageConf: storage}
-	for _, store := range s.dead {
-		// What a dead store holds cannot be read: images may be in use.
-		if store.Kind != ArtifactStore {
-			s.deadInUse = append(s.deadInUse, store.String())
-		}
-	}
-	before := st.listed()
-	for i, store := range before {
-		known := slices.Contains(s.listed, store) || slices.ContainsFunc(s.status, func(o StoreStatus) bool { return o.Store == store })
-		if known || a.o.Offline {
-			continue
-		}
-		if err := a.checker.check(ctx, store, true); err != nil {
-			continue // no runtime starts with it
-		}
-		users, err := a.host.users(store, files)
-		if err != nil {
-			users = []string{err.Error()}
-		}
-		if len(users) == 0 {
-			continue
-		}
-		s.listed = append(s.listed, store)
-		s.keep(store, before[:i])
-		s.status = append(s.status, StoreStatus{store, StoreKept, "in use by " + strings.Join(users, ", ")})
-	}
-	return nil
-}
-
-// keep puts a store where it was in the lists: behind the nearest of those that were before
-// it, so that CRI-O need not be restarted for their order.
-func (s *sifted) keep(store Store, before []Store) {
-	for _, c := range []*apiv1.ContainerRuntimeConfiguration{&s.files, &s.compare} {
-		switch path := apiv1.StorePath(store.Path); store.Kind {
-		case LayerStore:
-			c.AdditionalLayerStores = weave(c.AdditionalLayerStores, apiv1.AdditionalLayerStore{Path: path}, layerStore, before)
-		case ImageStore:
-			c.AdditionalImageStores = weave(c.AdditionalImageStores, apiv1.AdditionalImageStore{Path: path}, imageStore, before)
-		case ArtifactStore:
-			c.AdditionalArtifactStores = weave(c.AdditionalArtifactStores, apiv1.AdditionalArtifactStore{Path: path}, artifactStore, before)
-		}
-	}
-}
-
-func weave[T any](list []T, one T, storeOf func(T) Store, before []Store) []T {
-	at := 0
-	for _, b := range before {
-		at = max(at, 1+slices.IndexFunc(list, func(t T) bool { return storeOf(t) == b }))
-	}
-	return slices.Insert(slices.Clone(list), at, one)
 }
 
 // tooOldForArtifacts says so if a version of CRI-O does not know additional artifact

@@ -30,6 +30,9 @@ type state struct {
 	Files map[string]managed `json:"files"`
 	// Stores are those that are listed in the files.
 	Stores []Store `json:"stores"`
+	// Missed are those that are not wanted and not listed, since they do not answer: should
+	// images in use come from them, they are listed again when they do.
+	Missed []Store `json:"missed,omitempty"`
 	// Edits are what others have done to the files, by path: the last of each.
 	Edits map[string]Edit `json:"edits,omitempty"`
 	// Loaded is what the running CRI-O has read.
@@ -78,6 +81,7 @@ type change struct {
 	Files    map[string]managed  `json:"files"` // state.Files when it has been proved
 	Loaded   loaded              `json:"loaded"`
 	Stores   []Store             `json:"stores"`
+	Missed   []Store             `json:"missed,omitempty"`
 	Daemon   bool                `json:"daemon"`
 	Reason   string              `json:"reason,omitempty"` // why it goes back
 }
@@ -145,7 +149,7 @@ func (s *state) listed() []Store {
 // commit makes a change what is applied.
 func (s *state) commit() {
 	c := s.Pending
-	s.Files, s.Stores, s.Loaded, s.Daemon = c.Files, c.Stores, c.Loaded, c.Daemon
+	s.Files, s.Stores, s.Missed, s.Loaded, s.Daemon = c.Files, c.Stores, c.Missed, c.Loaded, c.Daemon
 	s.Pending, s.Failed = nil, nil
 }
 

@@ -176,3 +176,43 @@ func rename(t *testing.T, n *node, from, to string) {
 		t.Fatal(err)
 	}
 }
+
+// A store that is only kept since images in use come from it, and dies, is not withdrawn
+// under them, and comes back when it answers.
+func TestKeptStoreDies(t *testing.T) {
+	n := newNode(t)
+	layer := n.ImageStore(t, "/mnt/used", "quay.io/s:1")
+	n.ImageStore(t, "/mnt/other", "quay.io/o:1")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/used", "/mnt/other"), agent.Applied, 1)
+	n.Refer(t, layer, "quay.io/app:1")
+	n.sync(t, images(t, "/mnt/other"), agent.Unchanged, 0)
+	rename(t, n, "/mnt/used", "/mnt/away")
+	r := n.sync(t, images(t, "/mnt/other"), agent.Applied, 0)
+	if got := state(r, "/mnt/used"); got != "Withheld: it is not wanted any more, but images in use may come from it: it does not exist" {
+		t.Error(got)
+	}
+	n.sync(t, images(t, "/mnt/other"), agent.Unchanged, 0)
+	n.sync(t, want(t, "  containerRuntimeConfig: {pidsLimit: 30, additionalImageStores: [{path: /mnt/other}]}\n"), agent.Waiting, 0)
+	if _, err := n.Uninstall(t.Context()); err == nil || !strings.Contains(err.Error(), "/mnt/used") {
+		t.Error(err)
+	}
+	n.Systemd.Calls()
+	rename(t, n, "/mnt/away", "/mnt/used")
+	n.sync(t, images(t, "/mnt/other"), agent.Applied, 0)
+	if n.listed(t) != "/mnt/used /mnt/other" {
+		t.Errorf("listed %s", n.listed(t))
+	}
+	// Also if CRI-O has started without it meanwhile.
+	rename(t, n, "/mnt/used", "/mnt/away")
+	n.sync(t, images(t, "/mnt/other"), agent.Applied, 0)
+	n.Systemd.Kill("crio.service")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/other"), agent.Unchanged, 0)
+	n.restartAgent(t)
+	rename(t, n, "/mnt/away", "/mnt/used")
+	n.sync(t, images(t, "/mnt/other"), agent.Applied, 1)
+	if _, err := n.Images(t); err != nil || n.listed(t) != "/mnt/used /mnt/other" {
+		t.Errorf("listed %s, %v", n.listed(t), err)
+	}
+}

@@ -102,7 +102,7 @@ func (a *Agent) Uninstall(ctx context.Context) (*Report, error) {
 		return r, fmt.Errorf("the old configuration is not back: %s: %s", r.Outcome, r.Error)
 	}
 	for _, s := range r.Stores {
-		if s.State == StoreKept {
+		if s.State == StoreKept || s.State == StoreWithheld && !a.o.Abandon {
 			return r, fmt.Errorf("%w, or from another store that is listed still: %s is %s: remove those images, and run it again", ErrInUse, s.Store, s.Reason)
 		}
 	}
