@@ -96,6 +96,7 @@ type Agent struct {
 	runtime  runtime
 	checker  *checker
 	failures map[Store]int
+	starting time.Time // since when CRI-O is seen to start with a change
 	log      *slog.Logger
 	now      func() time.Time
 }

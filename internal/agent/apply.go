@@ -240,6 +240,9 @@ func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcom
 		return Rebooting, true, nil
 	}
 	up, upErr := a.runtime.ask(ctx)
+	if upErr == nil {
+		a.starting = time.Time{}
+	}
 	if upErr == nil && (up.process == "" || up.process == st.Loaded.Process) {
 		return "", false, nil // it has not been restarted yet
 	}
@@ -248,12 +251,27 @@ func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcom
 		st.commit()
 		return "", false, st.save(a.stateDir)
 	}
-	switch unit := a.runtime.unitState(ctx, a.runtime.unit); {
-	case unit == failed, unit != inactive && a.now().Sub(c.Started) > a.o.ReadyTimeout:
-		outcome, err = a.goBack(ctx, st, r, errors.Join(fmt.Errorf("%s is %s", a.runtime.unit, unit), upErr))
-		return outcome, true, err
-	case unit == inactive:
+	unit := a.runtime.unitState(ctx, a.runtime.unit)
+	if unit == inactive {
+		a.starting = time.Time{}
 		return "", false, nil // it was not started yet: other files may take their place
 	}
+	if unit == failed || a.startsTooLong(c) {
+		outcome, err = a.goBack(ctx, st, r, errors.Join(fmt.Errorf("%s is %s", a.runtime.unit, unit), upErr))
+		return outcome, true, err
+	}
+	r.Error = fmt.Sprintf("%s is %s, and is waited for", a.runtime.unit, unit)
 	return Waiting, true, nil
+}
+
+// startsTooLong reports whether CRI-O has had its time to start. When it began is known only of
+// a restart of ours: files may have been written long before anybody starts it.
+func (a *Agent) startsTooLong(c *change) bool {
+	if a.starting.IsZero() {
+		a.starting = a.now()
+		if c.Phase == restarting && c.Boot == a.host.bootID() {
+			a.starting = c.Started
+		}
+	}
+	return a.now().Sub(a.starting) > a.o.ReadyTimeout
 }

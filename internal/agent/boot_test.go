@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -198,4 +199,20 @@ func TestDeadAtBoot(t *testing.T) {
 	rename(t, n, "/mnt/s", "/mnt/away")
 	n.sync(t, d, agent.Written, 0)
 	n.startCRIO(t)
+}
+
+// Files that were written long before CRI-O is started are not undone because it takes a
+// moment.
+func TestSlowBoot(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.ReadyTimeout = 500 * time.Millisecond })
+	d := want(t, "  containerRuntimeConfig: {pidsLimit: 40}\n")
+	n.sync(t, d, agent.Written, 0)
+	time.Sleep(600 * time.Millisecond)
+	n.Behave(t, agenttest.Behaviour{Delay: 1500_000_000})
+	go n.Systemd.Do("start", "crio.service")
+	time.Sleep(200 * time.Millisecond)
+	r, err := n.Sync(t.Context(), d)
+	if err != nil || r.Outcome == agent.RolledBack || r.Outcome == agent.Failed {
+		t.Errorf("%+v %v", r, err)
+	}
 }
