@@ -71,6 +71,7 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		r.Error = fmt.Sprintf("CRI-O is to be restarted when these stores answer, which images in use may come from (--retry does it without): %s", strings.Join(p.dead, ", "))
 		return Waiting, nil
 	}
+	a.starting = time.Time{}
 	st.begin(&change{
 		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon,
 		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Stores: p.stores},

@@ -315,8 +315,12 @@ func (a *Agent) retireDaemon(ctx context.Context, st *state, p *plan, r *Report)
 	if r.Daemon.Wanted || !ours || st.Pending != nil && st.Pending.Phase != unproved {
 		return
 	}
-	if slices.Contains(p.stores, p.store) {
-		return // images in use come from it
+	listed := st.Stores
+	if st.Pending != nil {
+		listed = st.Pending.Stores
+	}
+	if slices.Contains(listed, p.store) {
+		return // images in use come from it, or CRI-O could not be told yet
 	}
 	err := a.runtime.control(ctx, "disable", "--now", DaemonUnit)
 	if err == nil {

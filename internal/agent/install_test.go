@@ -219,3 +219,19 @@ func TestLocalEdits(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+// What would take the daemon away is undone: it goes on, as CRI-O goes on with its store.
+func TestDaemonStaysIfUndone(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.startCRIO(t)
+	n.sync(t, want(t, lazy), agent.Applied, 1)
+	r, err := n.Sync(t.Context(), want(t, "  containerRuntimeConfig: {defaultRuntime: runc}\n"))
+	if err != nil || r.Outcome != agent.RolledBack {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, c := range n.Systemd.Calls() {
+		if strings.HasPrefix(c, "disable") {
+			t.Error(c, n.listed(t))
+		}
+	}
+}
