@@ -96,6 +96,7 @@ type Agent struct {
 	runtime  runtime
 	checker  *checker
 	failures map[Store]int
+	leaving  bool      // it is being uninstalled
 	starting time.Time // since when CRI-O is seen to start with a change
 	log      *slog.Logger
 	now      func() time.Time
@@ -167,6 +168,9 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 		var p *plan
 		if p, err = a.planFor(ctx, st, want.Spec, r); err == nil {
 			if outcome, err = a.apply(ctx, st, p, r); err == nil {
+				if a.leaving && st.Pending != nil && st.Pending.Phase == unproved {
+					st.commit() // nobody will be there to undo it
+				}
 				a.retireDaemon(ctx, st, p, r)
 			}
 		}

@@ -235,3 +235,21 @@ func TestDaemonStaysIfUndone(t *testing.T) {
 		}
 	}
 }
+
+// Where CRI-O does not run there is nobody to prove that the old files are good: they are
+// put back, and the daemon goes, all the same.
+func TestUninstallWithoutCRIO(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	mine := "# mine\noffline = false\n"
+	n.Write(t, render.DaemonConf, mine)
+	n.sync(t, want(t, lazy+"  holdfast: {trusted: [quay.io]}\n"), agent.Written, 0)
+	if _, err := n.Uninstall(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Read(t, render.DaemonConf); got != mine {
+		t.Error(got)
+	}
+	if out, _ := n.Systemd.Do("is-active", "holdfast.service"); out == "active\n" {
+		t.Error("runs")
+	}
+}

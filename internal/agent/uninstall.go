@@ -92,6 +92,7 @@ func (a *Agent) enable(ctx context.Context) error {
 // was installed. As long as images in use come from the daemon's store it only keeps
 // more from getting there, and returns an error that wraps [ErrInUse]; it can be run again.
 func (a *Agent) Uninstall(ctx context.Context) (*Report, error) {
+	a.leaving = true
 	// The service would put everything back.
 	_ = a.runtime.control(ctx, "disable", "--now", AgentUnit)
 	r, err := a.Sync(ctx, Desired{Spec: apiv1.ContainerRuntimeConfigSpec{}})
