@@ -312,14 +312,7 @@ func labelProgram(f *os.File) {
 // retireDaemon stops a daemon that is not wanted any more, when no runtime is told of it.
 func (a *Agent) retireDaemon(ctx context.Context, st *state, p *plan, r *Report) {
 	m, ours := st.Files[render.DaemonConf]
-	if r.Daemon.Wanted || !ours || st.Pending != nil && st.Pending.Phase != unproved {
-		return
-	}
-	listed := st.Stores
-	if st.Pending != nil {
-		listed = st.Pending.Stores
-	}
-	if slices.Contains(listed, p.store) {
+	if r.Daemon.Wanted || !ours || st.Pending != nil || slices.Contains(st.Stores, p.store) {
 		return // images in use come from it, or CRI-O could not be told yet
 	}
 	err := a.runtime.control(ctx, "disable", "--now", DaemonUnit)

@@ -238,7 +238,7 @@ func TestDaemonStaysIfUndone(t *testing.T) {
 
 // Where CRI-O does not run there is nobody to prove that the old files are good: they are
 // put back, and the daemon goes, all the same.
-func TestUninstallWithoutCRIO(t *testing.T) {
+func TestUninstallRestoresDaemonConfig(t *testing.T) {
 	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
 	mine := "# mine\noffline = false\n"
 	n.Write(t, render.DaemonConf, mine)
