@@ -93,22 +93,28 @@ func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1
 // configureDaemon writes the daemon's configuration if the daemon says that it is good.
 func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c content) (changed bool, err error) {
 	disk, err := a.host.content(render.DaemonConf)
-	if err != nil || disk.equal(&c) {
+	m, known := b.managed[render.DaemonConf]
+	if err != nil || known && disk.equal(&c) {
 		return false, err
 	}
-	if st.Prefix != "" && !a.o.Offline {
+	if st.Prefix != "" && !a.o.Offline && !disk.equal(&c) {
 		if err := a.checkConfig(ctx, st.Prefix, c); err != nil {
 			return false, err
 		}
 	}
-	m, known := b.managed[render.DaemonConf]
 	if !known {
 		m.Base = disk
 	}
 	m.Written = &c
 	st.Files[render.DaemonConf], b.managed[render.DaemonConf] = m, m
+	if st.Pending != nil { // it becomes st.Files
+		st.Pending.Files[render.DaemonConf] = m
+	}
 	if err := st.save(a.stateDir); err != nil { // before the file: what it held is not lost
 		return false, err
+	}
+	if disk.equal(&c) {
+		return false, nil // it goes with the daemon that is ours
 	}
 	return true, a.host.write(render.DaemonConf, &c)
 }

@@ -253,3 +253,20 @@ func TestUninstallRestoresDaemonConfig(t *testing.T) {
 		t.Error("runs")
 	}
 }
+
+// What the daemon's configuration becomes while CRI-O does not run is not taken for
+// somebody's edit.
+func TestDaemonConfWhileUnproved(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.sync(t, want(t, lazy+"  holdfast: {trusted: [a.example]}\n"), agent.Written, 0)
+	d := want(t, lazy+"  holdfast: {trusted: [b.example]}\n")
+	n.sync(t, d, agent.Unchanged, 0)
+	n.startCRIO(t)
+	if r := n.sync(t, d, agent.Unchanged, 0); len(r.Edits) > 0 {
+		t.Errorf("%+v", r.Edits)
+	}
+	n.sync(t, want(t, lazy+"  holdfast: {trusted: [c.example]}\n"), agent.Unchanged, 0)
+	if strings.Contains(n.Read(t, render.DaemonConf), "b.example") {
+		t.Error(n.Read(t, render.DaemonConf))
+	}
+}
