@@ -270,3 +270,18 @@ func TestDaemonConfWhileUnproved(t *testing.T) {
 		t.Error(n.Read(t, render.DaemonConf))
 	}
 }
+
+// A daemon that was started on the administrator's configuration as it is goes, too.
+func TestDaemonOnOwnConfiguration(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.Write(t, render.DaemonConf, "# mine\n")
+	n.startCRIO(t)
+	n.sync(t, want(t, lazy), agent.Applied, 1)
+	n.sync(t, images(t), agent.Applied, 1)
+	if out, _ := n.Systemd.Do("is-active", "holdfast.service"); out == "active\n" {
+		t.Error("runs")
+	}
+	if n.Read(t, render.DaemonConf) != "# mine\n" {
+		t.Error(n.Read(t, render.DaemonConf))
+	}
+}
