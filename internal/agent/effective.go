@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -58,28 +57,20 @@ func (h host) effective(files map[string]*content) (config, registries string, e
 // overlayAll puts a file and then its drop-ins into tree, in the order in which
 // runtimes read them: tables are merged, all else is replaced.
 func (h host) overlayAll(tree map[string]any, main, dir, suffix string, files map[string]*content, read func(string) (*content, error)) error {
-	names := []string{}
-	at, err := h.path(dir)
+	names, err := h.dropIns(dir, suffix == "")
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(at)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading %s: %w", dir, err)
-	}
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
 	for p := range files {
 		if filepath.Dir(p) == dir {
-			names = append(names, filepath.Base(p))
+			names = append(names, p)
 		}
 	}
-	slices.Sort(names)
+	slices.SortFunc(names, func(a, b string) int { return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/")) })
 	all := []string{main}
 	for _, n := range slices.Compact(names) {
 		if strings.HasSuffix(n, suffix) {
-			all = append(all, filepath.Join(dir, n))
+			all = append(all, n)
 		}
 	}
 	for _, p := range all {
@@ -90,6 +81,33 @@ func (h host) overlayAll(tree map[string]any, main, dir, suffix string, files ma
 		overlay(tree, settings(c))
 	}
 	return nil
+}
+
+// dropIns are the files in a directory, and below it if a runtime looks there, too, as
+// CRI-O does.
+func (h host) dropIns(dir string, below bool) ([]string, error) {
+	at, err := h.path(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	err = filepath.WalkDir(at, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case !d.IsDir():
+			names = append(names, filepath.Join(dir, strings.TrimPrefix(name, at)))
+		case name != at && !below:
+			return fs.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", dir, err)
+	}
+	return names, nil
 }
 
 // settings is a file's content as a tree.
