@@ -33,6 +33,8 @@ type plan struct {
 	config     string              // see host.effective, of these files ...
 	compare    string              // ... and with stores that are dead and that CRI-O has loaded
 	registries string
+	foreign    string // see host.foreign
+	unreadable string // a file that CRI-O would not start with
 	daemon     bool
 	store      Store // the daemon's
 	disruption apiv1.Disruption
@@ -55,9 +57,14 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 	}
 	up, upErr := a.runtime.ask(ctx)
 	if upErr == nil {
-		a.noteLoaded(st, up, disk)
+		a.noteLoaded(st, up, disk, p.foreign)
 	}
 	needed := a.needed(st, p, upErr == nil)
+	if same && needed == restart && st.Pending == nil && st.Loaded.Foreign != p.foreign {
+		// Others have changed files of theirs, or are about to: when CRI-O reads them is
+		// for them to say.
+		needed = nothing
+	}
 	if same && needed == nothing && (st.Pending == nil || st.Pending.Phase == unproved) {
 		a.settle(st, p)
 		return Unchanged, nil
@@ -71,10 +78,14 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		r.Error = fmt.Sprintf("CRI-O is to be restarted when these stores answer, which images in use may come from (--retry does it without): %s", strings.Join(p.dead, ", "))
 		return Waiting, nil
 	}
+	if needed == restart && p.unreadable != "" {
+		r.Error = fmt.Sprintf("CRI-O is to be restarted, but would not start: %s cannot be read as TOML: correct or remove it", p.unreadable)
+		return Waiting, nil
+	}
 	a.starting = time.Time{}
 	st.begin(&change{
 		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon,
-		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Stores: p.stores},
+		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Foreign: p.foreign, Stores: p.stores},
 	})
 	if err := st.save(a.stateDir); err != nil {
 		return Failed, err
@@ -109,7 +120,7 @@ func (a *Agent) needed(st *state, p *plan, up bool) measure {
 
 // noteLoaded keeps track of what the running CRI-O has read: if it is another process
 // than the last time, it has read what is on disk.
-func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content) {
+func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content, foreign string) {
 	if up.process != "" && up.process == st.Loaded.Process {
 		return
 	}
@@ -117,7 +128,7 @@ func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content) {
 	if err != nil || st.Pending != nil && st.Pending.Phase == writing {
 		config, registries = "", "" // it may have read half of a change: it is restarted
 	}
-	st.Loaded = loaded{Process: up.process, Version: up.version, Config: config, Registries: registries, Stores: st.Stores}
+	st.Loaded = loaded{Process: up.process, Version: up.version, Config: config, Registries: registries, Foreign: foreign, Stores: st.Stores}
 }
 
 // settle notes what has changed without a file having to be written.
@@ -163,13 +174,14 @@ func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r
 			a.log.Warn("CRI-O was not told to read its registries again", "err", err)
 		}
 		st.Pending.Loaded.Config = st.Loaded.Config
-		st.Pending.Loaded.Stores = st.Loaded.Stores
+		st.Pending.Loaded.Foreign, st.Pending.Loaded.Stores = st.Loaded.Foreign, st.Loaded.Stores
 	case restart:
 		return a.restart(ctx, st, r)
 	case nothing:
 		if a.runtime.systemctl != nil {
 			// CRI-O goes on with what it has loaded.
-			st.Pending.Loaded = loaded{st.Loaded.Process, st.Loaded.Version, st.Loaded.Config, p.registries, st.Loaded.Stores}
+			st.Pending.Loaded = st.Loaded
+			st.Pending.Loaded.Registries = p.registries
 		}
 	}
 	st.commit()
@@ -217,6 +229,9 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 		}
 		st.Loaded.Process, st.Loaded.Version = up.process, up.version
 		if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
+			return Failed, err
+		}
+		if st.Loaded.Foreign, err = a.host.foreign(c.Previous); err != nil {
 			return Failed, err
 		}
 	}

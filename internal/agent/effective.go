@@ -83,6 +83,31 @@ func (h host) overlayAll(tree map[string]any, main, dir, suffix string, files ma
 	return nil
 }
 
+// foreign is effective of all that is not among some files: what others configure.
+func (h host) foreign(files map[string]*content) (string, error) {
+	without := map[string]*content{}
+	for p := range files {
+		without[p] = nil
+	}
+	config, _, err := h.effective(without)
+	return config, err
+}
+
+// unreadable returns a file of CRI-O's, but for some, that it would not start with.
+func (h host) unreadable(files map[string]*content) (string, error) {
+	names, err := h.dropIns(render.CRIODropIns, true)
+	for _, p := range append(names, crioConf) {
+		if _, ours := files[p]; ours || err != nil {
+			continue
+		}
+		var c *content
+		if c, err = h.content(p); err == nil && settings(c)[""] != nil {
+			return p, nil
+		}
+	}
+	return "", err
+}
+
 // dropIns are the files in a directory, and below it if a runtime looks there, too, as
 // CRI-O does.
 func (h host) dropIns(dir string, below bool) ([]string, error) {

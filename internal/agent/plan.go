@@ -80,6 +80,12 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 	if err == nil {
 		p.config, p.registries, err = a.host.effective(p.files)
 	}
+	if err == nil {
+		p.foreign, err = a.host.foreign(p.files)
+	}
+	if err == nil {
+		p.unreadable, err = a.host.unreadable(p.files)
+	}
 	return p, err
 }
 

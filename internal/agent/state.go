@@ -59,6 +59,7 @@ type loaded struct {
 	Version    string  `json:"version"`
 	Config     string  `json:"config"` // see effective
 	Registries string  `json:"registries"`
+	Foreign    string  `json:"foreign"` // of Config, what is not of our files
 	Stores     []Store `json:"stores"`
 }
 
