@@ -56,6 +56,9 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		same = same && have.equal(want)
 	}
 	up, upErr := a.runtime.ask(ctx)
+	if ctx.Err() != nil {
+		return Failed, ctx.Err() // what was looked at may only not have been waited for
+	}
 	if upErr == nil {
 		a.noteLoaded(st, up, disk, p.foreign)
 	}
@@ -224,6 +227,9 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 		r.Restarts++
 		a.log.Warn("CRI-O does not start: the old files are put back", "err", reason)
 		up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
+		if ctx.Err() != nil {
+			return Failed, ctx.Err() // the next one goes on
+		}
 		if err != nil {
 			r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", reason, err)
 		}
