@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -184,7 +185,7 @@ func printReport(out io.Writer, g *globals, r *agent.Report) error {
 		}
 		fmt.Fprintf(w, "CRI-O\t%s\n", describe(r.Runtime.Up, "up, "+r.Runtime.Version, "not running"))
 		if r.Daemon.Wanted {
-			fmt.Fprintf(w, "daemon\t%s\n", describe(r.Daemon.Up, "up", "not running: "+r.Daemon.Reason))
+			fmt.Fprintf(w, "daemon\t%s\n", describe(r.Daemon.Up, "up", cmp.Or(r.Daemon.Reason, "is started when the node boots")))
 		}
 		for _, s := range r.Stores {
 			fmt.Fprintf(w, "%s\t%s", s.Store, strings.ToLower(s.State))
@@ -207,5 +208,5 @@ func describe(up bool, yes, no string) string {
 	if up {
 		return yes
 	}
-	return strings.TrimSuffix(no, ": ")
+	return no
 }

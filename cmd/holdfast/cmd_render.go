@@ -45,7 +45,8 @@ func newRenderCommand(g *globals) *cobra.Command {
 of their pool get. No cluster and no daemon are needed, and nothing on this machine is read
 but the files that are named. Objects that want different things are named on stderr; the
 rest of them is rendered.
-` + exitCodes,
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 		Example: `  holdfast render -f crc.yaml
   holdfast render -f crc.yaml --base / -o /tmp/files
   holdfast render -f crc.yaml --pool gpu -o ignition | kubectl apply -f -`,

@@ -45,7 +45,7 @@ type checker struct {
 	patience time.Duration
 	probe    func(ctx context.Context, path string) error // of an image store
 
-	mu    sync.Mutex // protects hanging
+	mu    sync.Mutex // protects the field below
 	looks map[Store]chan struct{}
 }
 
@@ -156,7 +156,7 @@ func lookAtImages(path string) error {
 	for _, name := range []string{"overlay-images/images.json", "overlay-layers/layers.json"} {
 		data, err := os.ReadFile(filepath.Join(path, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("it is not an image store: %s is missing; `holdfast store add` and `podman --root` make one", name)
+			return fmt.Errorf("it is not an image store: %s is missing; `holdfast store create` and `podman --root` make one", name)
 		}
 		if err != nil {
 			return explain(err)

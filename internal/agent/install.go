@@ -71,6 +71,7 @@ func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1
 	if err != nil {
 		return err
 	}
+	toldAnew := slices.Contains(replaced, daemonName)
 	if err := a.createStore(paths); err != nil {
 		return err
 	}
@@ -84,10 +85,10 @@ func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1
 			if err != nil {
 				return err
 			}
-			replaced = replaced || changed
+			toldAnew = toldAnew || changed
 		}
 	}
-	return a.startDaemon(ctx, replaced)
+	return a.startDaemon(ctx, toldAnew)
 }
 
 // configureDaemon writes the daemon's configuration if the daemon says that it is good.
@@ -171,7 +172,7 @@ func (a *Agent) createStore(paths render.Daemon) error {
 
 func (a *Agent) startDaemon(ctx context.Context, changed bool) error {
 	if a.runtime.systemctl == nil {
-		return nil
+		return a.link(DaemonUnit, "multi-user.target.wants", "crio.service.wants")
 	}
 	if a.runtime.unitState(ctx, DaemonUnit) == active {
 		if !changed {
@@ -198,34 +199,36 @@ func (a *Agent) daemonAnswers(ctx context.Context, paths render.Daemon) error {
 
 // install puts the daemon's programs and units on the node, if they are not there
 // or are others. It reports whether the program was replaced.
-func (a *Agent) install(st *state) (replaced bool, err error) {
+func (a *Agent) install(st *state) (replaced []string, err error) {
 	if a.o.Programs == "" {
-		return false, nil // the node has it, or not
+		return nil, nil // the node has it, or not
 	}
 	if st.Prefix == "" {
 		if st.Prefix, err = a.choosePrefix(); err != nil {
-			return false, err
+			return nil, err
 		}
 	}
 	for _, name := range []string{daemonName, operatorName} {
 		done, err := a.installProgram(name, st.Prefix)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		replaced = replaced || done && name == daemonName
+		if done {
+			replaced = append(replaced, name)
+		}
 	}
 	hook, err := a.host.entry(filepath.Join(st.Prefix, "bin", hookName))
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if target, err := os.Readlink(hook); err != nil || target != daemonName {
 		if err := errors.Join(ignoreMissing(os.Remove(hook)), os.Symlink(daemonName, hook)); err != nil {
-			return false, fmt.Errorf("installing %s: %w", hookName, err)
+			return nil, fmt.Errorf("installing %s: %w", hookName, err)
 		}
 	}
 	units := map[string][]byte{
 		filepath.Join(unitDir, DaemonUnit): withPrefix(deploy.Service, st.Prefix),
-		filepath.Join(unitDir, AgentUnit):  withPrefix(deploy.AgentService, st.Prefix),
+		filepath.Join(unitDir, AgentUnit):  a.agentUnit(st.Prefix),
 		tmpfilesConf:                       deploy.Tmpfiles,
 	}
 	changed := false
@@ -236,13 +239,29 @@ func (a *Agent) install(st *state) (replaced bool, err error) {
 			changed, err = true, a.host.write(path, &c)
 		}
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 	}
 	if changed {
 		err = a.runtime.control(context.Background(), "daemon-reload")
 	}
 	return replaced, err
+}
+
+// agentUnit is the unit of the agent, which is told what this one was told about the node.
+func (a *Agent) agentUnit(prefix string) []byte {
+	var flags strings.Builder
+	d := Defaults()
+	for _, f := range []struct{ name, value, normal string }{
+		{"state-dir", a.o.StateDir, d.StateDir}, {"cri-socket", a.o.Socket, d.Socket}, {"crio-unit", a.o.Unit, d.Unit},
+		{"ready-timeout", a.o.ReadyTimeout.String(), d.ReadyTimeout.String()},
+	} {
+		if f.value != f.normal && !a.o.Live {
+			fmt.Fprintf(&flags, " --%s %s", f.name, f.value)
+		}
+	}
+	unit := bytes.Replace(withPrefix(deploy.AgentService, prefix), []byte(" agent --file"), []byte(" agent"+flags.String()+" --file"), 1)
+	return bytes.ReplaceAll(unit, []byte(d.Unit), []byte(a.o.Unit))
 }
 
 func withPrefix(data []byte, prefix string) []byte {

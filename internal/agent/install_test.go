@@ -179,6 +179,58 @@ func TestUninstallWithoutCRIO(t *testing.T) {
 	}
 }
 
+// New programs run after an installation, and the service is told what this agent was.
+func TestUpgrade(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.startCRIO(t)
+	object := filepath.Join(t.TempDir(), "crc.txt")
+	if err := os.WriteFile(object, []byte("apiVersion: machineconfiguration.openshift.io/v1\nkind: ContainerRuntimeConfig\nmetadata: {name: test}\nspec:\n"+lazy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Install(t.Context(), []string{object}); err != nil {
+		t.Fatal(err)
+	}
+	if unit := n.Read(t, "/etc/systemd/system/holdfast-agent.service"); !strings.Contains(unit, "holdfast-operator agent --ready-timeout 3s --file /etc/holdfast") {
+		t.Error(unit)
+	}
+	d, err := agent.Source{Files: []string{n.Path(agent.ObjectsDir)}}.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.sync(t, d, agent.Applied, 1)
+	if calls := n.Systemd.Calls(); len(calls) > 0 {
+		t.Errorf("calls %v", calls)
+	}
+	later := time.Now().Add(time.Minute)
+	if err := os.Chtimes(filepath.Join(n.options.Programs, "holdfast"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Install(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if calls := strings.Join(n.Systemd.Calls(), ", "); calls != "reload holdfast.service, enable --now holdfast-agent.service" {
+		t.Errorf("calls %s", calls)
+	}
+}
+
+// An edit of a file that the node did not have keeps what the vendor has in it.
+func TestEditOfVendorsFile(t *testing.T) {
+	n := newNode(t)
+	n.Write(t, "/usr/share/containers/storage.conf", strings.Replace(n.Read(t, render.StorageConf), "/var/lib/containers/storage", "/data/storage", 1))
+	if err := os.Remove(n.Path(render.StorageConf)); err != nil {
+		t.Fatal(err)
+	}
+	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/s"), agent.Applied, 1)
+	n.Write(t, render.StorageConf, "# edited\n"+n.Read(t, render.StorageConf))
+	n.sync(t, images(t, "/mnt/s"), agent.Unchanged, 0)
+	n.sync(t, images(t), agent.Applied, 1)
+	if text := n.Read(t, render.StorageConf); !strings.HasPrefix(text, "# edited\n") || !strings.Contains(text, "/data/storage") || strings.Contains(text, "/mnt/s") {
+		t.Error(text)
+	}
+}
+
 func TestLocalEdits(t *testing.T) {
 	n := newNode(t)
 	n.ImageStore(t, "/mnt/s", "quay.io/s:1")

@@ -145,7 +145,11 @@ func (a *Agent) adopt(b *bases, path string, m managed, disk *content) (string, 
 		return "it was removed, and is written again", nil
 	}
 	if path == render.StorageConf || path == render.DaemonConf {
-		base, err := render.Rebase(text(m.Base), text(m.Written), []byte(*disk))
+		start, err := render.Start(path, b.of)
+		if err != nil {
+			return "", err
+		}
+		base, err := render.Rebase(start, text(m.Written), []byte(*disk))
 		if err == nil {
 			c := content(base)
 			b.managed[path] = managed{Base: &c, Written: disk}

@@ -52,12 +52,17 @@ func (s Source) names() ([]string, error) {
 			return nil, fmt.Errorf("reading what is desired: %w", err)
 		}
 		for _, e := range entries {
-			if slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) && !strings.HasPrefix(e.Name(), ".") {
+			if isObject(e.Name()) {
 				all = append(all, filepath.Join(name, e.Name()))
 			}
 		}
 	}
 	return all, nil
+}
+
+// isObject reports whether a file of a directory is one with objects, by its name.
+func isObject(name string) bool {
+	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) && !strings.HasPrefix(name, ".")
 }
 
 // Load reads and merges what is desired. Selectors do not count: the files are the node's.

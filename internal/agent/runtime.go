@@ -200,7 +200,10 @@ func (r runtime) restart(ctx context.Context, patience time.Duration) (answer, e
 	restarted := r.control(bounded, "restart", r.unit)
 	got, err := r.await(ctx, patience)
 	if err != nil {
-		return answer{}, errors.Join(restarted, err)
+		if restarted != nil {
+			err = fmt.Errorf("%w (%w)", err, restarted)
+		}
+		return answer{}, err
 	}
 	return got, nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
@@ -29,7 +30,8 @@ func (a *Agent) Install(ctx context.Context, objects []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.install(st); err != nil {
+	replaced, err := a.install(st)
+	if err != nil {
 		return err
 	}
 	if err := st.save(a.stateDir); err != nil {
@@ -51,28 +53,46 @@ func (a *Agent) Install(ctx context.Context, objects []string) error {
 			return fmt.Errorf("installing: %w", err)
 		}
 		c := content(data)
-		if err := a.host.write(filepath.Join(ObjectsDir, filepath.Base(name)), &c); err != nil {
+		if err := a.host.write(filepath.Join(ObjectsDir, objectName(name)), &c); err != nil {
 			return err
 		}
 	}
-	return a.enable(ctx)
+	return a.enable(ctx, replaced)
+}
+
+// objectName is a file's name in ObjectsDir, where other names than those of documents are
+// not looked at.
+func objectName(path string) string {
+	name := filepath.Base(path)
+	if isObject(name) {
+		return name
+	}
+	return strings.TrimLeft(name, ".") + ".yaml"
 }
 
 // ObjectsDir is where the agent's service looks for ContainerRuntimeConfigs.
 const ObjectsDir = "/etc/holdfast/containerruntimeconfigs"
 
-// enable starts the agent's service. In an image, where nothing can be started, the
-// links are made that `systemctl enable` makes.
-func (a *Agent) enable(ctx context.Context) error {
-	if a.runtime.systemctl != nil {
-		return a.runtime.control(ctx, "enable", "--now", AgentUnit)
+// enable starts the agent's service, and has what runs already be of the programs that were
+// installed. In an image, where nothing can be started, it is started at each boot.
+func (a *Agent) enable(ctx context.Context, replaced []string) error {
+	if a.runtime.systemctl == nil {
+		return a.link(AgentUnit, "multi-user.target.wants")
 	}
-	for link, unit := range map[string]string{
-		"multi-user.target.wants/" + AgentUnit:  AgentUnit,
-		"multi-user.target.wants/" + DaemonUnit: DaemonUnit,
-		"crio.service.wants/" + DaemonUnit:      DaemonUnit,
-	} {
-		name, err := a.host.entry(filepath.Join(unitDir, link))
+	var err error
+	if slices.Contains(replaced, daemonName) && a.runtime.unitState(ctx, DaemonUnit) == active {
+		err = a.runtime.control(ctx, "reload", DaemonUnit)
+	}
+	if slices.Contains(replaced, operatorName) && a.runtime.unitState(ctx, AgentUnit) == active {
+		err = errors.Join(err, a.runtime.control(ctx, "restart", AgentUnit))
+	}
+	return errors.Join(err, a.runtime.control(ctx, "enable", "--now", AgentUnit))
+}
+
+// link makes the links that `systemctl enable` makes.
+func (a *Agent) link(unit string, dirs ...string) error {
+	for _, dir := range dirs {
+		name, err := a.host.entry(filepath.Join(unitDir, dir, unit))
 		if err == nil {
 			err = os.MkdirAll(filepath.Dir(name), 0o755) //nolint:gosec // as systemctl makes them
 		}
@@ -123,7 +143,8 @@ func (a *Agent) removeInstalled(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(program); err == nil && !a.o.Offline {
+		// In an image there are no layers.
+		if _, err := os.Stat(program); err == nil && (a.o.Root == "/" || a.runtime.chroot != "") {
 			// It refuses while anything refers to its layers, and knows its directories.
 			if out, err := a.runDaemon(ctx, st.Prefix, "uninstall"); err != nil {
 				return fmt.Errorf("removing the daemon's directories: %w: %s", err, out)

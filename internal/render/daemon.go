@@ -76,7 +76,7 @@ const noDaemonConf = `# Settings of the Holdfast daemon, written from a Containe
 
 // daemonConfig sets what the objects say, and leaves the rest to the node.
 func (r *renderer) daemonConfig() error {
-	d, err := r.document(noDaemonConf, DaemonConf)
+	d, err := r.document(DaemonConf)
 	if err != nil {
 		return err
 	}

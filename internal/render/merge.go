@@ -4,6 +4,7 @@ package render
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"reflect"
@@ -170,7 +171,7 @@ func scalar[T any](m *merger, field string, out *T, v T) {
 	case reflect.ValueOf(out).Elem().IsZero():
 		*out, m.owners[field] = v, m.object
 	case !same(*out, v):
-		m.problem(ReasonConflict, fmt.Sprintf("%s: %s wants %s, %s wants %s: that of %s counts, which is older",
+		m.problem(ReasonConflict, fmt.Sprintf("%s: %s wants %s, %s wants %s: that of %s counts, which comes first",
 			field, m.owners[field], text(*out), m.object, text(v), m.owners[field]), m.owners[field], m.object)
 	}
 }
@@ -192,7 +193,9 @@ func text(v any) string {
 	case *resource.Quantity:
 		return v.String()
 	case *apiv1.ArtifactFilter:
-		return "another filter"
+		if data, err := json.Marshal(v); err == nil {
+			return string(data)
+		}
 	}
 	return fmt.Sprintf("%v", v)
 }

@@ -95,7 +95,7 @@ func TestMerge(t *testing.T) {
 			check: func(s apiv1.ContainerRuntimeConfigSpec) any {
 				return fmt.Sprint(*s.ContainerRuntimeConfig.PidsLimit, s.ContainerRuntimeConfig.LogLevel)
 			}, want: "0info",
-			problems: []Problem{{[]string{"old", "young"}, ReasonConflict, "pidsLimit: old wants 0, young wants 100: that of old counts, which is older"}},
+			problems: []Problem{{[]string{"old", "young"}, ReasonConflict, "pidsLimit: old wants 0, young wants 100: that of old counts, which comes first"}},
 		},
 		{
 			name: "values that are the same",
@@ -114,7 +114,7 @@ func TestMerge(t *testing.T) {
 			check: func(s apiv1.ContainerRuntimeConfigSpec) any {
 				return fmt.Sprint(len(s.ContainerRuntimeConfig.AdditionalArtifactStores), s.ContainerRuntimeConfig.AdditionalArtifactStores[0].Filter.MaxSize)
 			}, want: "1 1",
-			problems: []Problem{{[]string{"b", "c"}, ReasonConflict, "additionalArtifactStores /m.filter: b wants another filter, c wants another filter: that of b counts, which is older"}},
+			problems: []Problem{{[]string{"b", "c"}, ReasonConflict, "additionalArtifactStores /m.filter: b wants {\"maxSize\":\"1\"}, c wants {\"maxSize\":\"2\"}: that of b counts, which comes first"}},
 		},
 		{
 			name: "ours",
@@ -131,7 +131,7 @@ func TestMerge(t *testing.T) {
 			want: fmt.Sprint(apiv1.HoldfastConfiguration{
 				Trusted: []apiv1.Pattern{"a", "b", "c"}, CacheLimit: "1Gi", RegistryMirrors: []apiv1.RegistryMirror{{Source: "r", Mirrors: []string{"x", "y"}}},
 			}),
-			problems: []Problem{{[]string{"a", "c"}, ReasonConflict, "holdfast.cacheLimit: a wants 1Gi, c wants 2Gi: that of a counts, which is older"}},
+			problems: []Problem{{[]string{"a", "c"}, ReasonConflict, "holdfast.cacheLimit: a wants 1Gi, c wants 2Gi: that of a counts, which comes first"}},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

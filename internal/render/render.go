@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
@@ -129,24 +130,38 @@ type renderer struct {
 
 func (r *renderer) add(path string, data []byte) { r.files = append(r.files, File{path, data}) }
 
-// document is a base file to be changed. The first of the names that exists counts; the
-// text, if none does.
-func (r *renderer) document(text string, names ...string) (*tomledit.Document, error) {
-	data, name := []byte(text), "default of "+names[0]
+// Start is what the rendering of a file that others have a say in starts from: the
+// node's own, where there is none the vendor's, and else what is the default.
+func Start(path string, base Base) ([]byte, error) {
+	names, text := []string{path}, ""
+	switch path {
+	case StorageConf:
+		names, text = []string{path, vendorStorage}, noStorageConf
+	case DaemonConf:
+		text = noDaemonConf
+	}
 	for _, n := range names {
-		found, err := r.base(n)
+		data, err := base(n)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", n, err)
 		}
-		data, name = found, n
-		break
+		return data, nil
+	}
+	return []byte(text), nil
+}
+
+// document is a file to be changed.
+func (r *renderer) document(path string) (*tomledit.Document, error) {
+	data, err := Start(path, r.base)
+	if err != nil {
+		return nil, err
 	}
 	d, err := tomledit.Parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
+		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return d, nil
 }
@@ -180,7 +195,7 @@ func (r *renderer) storage() error {
 	if len(layers)+len(images) == 0 && (size == nil || size.IsZero()) {
 		return nil
 	}
-	d, err := r.document(noStorageConf, StorageConf, vendorStorage)
+	d, err := r.document(StorageConf)
 	if err != nil {
 		return err
 	}
@@ -188,7 +203,8 @@ func (r *renderer) storage() error {
 		d.Append(layers, "storage", "options", "additionallayerstores"),
 		d.Append(images, "storage", "options", "additionalimagestores"))
 	if err == nil && size != nil && !size.IsZero() {
-		err = d.Set(size.String(), "storage", "options", "overlay", "size")
+		// Its units are all powers of 1024, and a single letter (go-units, RAMInBytes).
+		err = d.Set(strconv.FormatInt(size.Value(), 10), "storage", "options", "overlay", "size")
 	}
 	if err != nil {
 		return fmt.Errorf("changing %s: %w", StorageConf, err)

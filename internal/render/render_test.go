@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -158,7 +159,7 @@ func checkLoads(t *testing.T, base string, spec apiv1.ContainerRuntimeConfigSpec
 		want = append(want, "imagestore="+daemon.Store)
 	}
 	if size := spec.ContainerRuntimeConfig.OverlaySize; size != nil {
-		want = append(want, "overlay.size="+size.String())
+		want = append(want, fmt.Sprintf("overlay.size=%d", size.Value()))
 	}
 	for _, o := range want {
 		if !slices.Contains(options.GraphDriverOptions, o) {
