@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-.PHONY: build install generate test unit e2e fuzz lint bench demo clean setup go
+.PHONY: build image install generate test unit e2e fuzz lint bench demo clean setup go
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 
 PREFIX    ?= /usr/local
 BIN       ?= bin
+IMAGE     ?= localhost/holdfast
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME  ?= 5s
 # Flags of the demo and the benchmark: make demo ARGS=-help
@@ -17,11 +18,15 @@ LDFLAGS   := -s -w -X github.com/holdfast/holdfast/internal/daemon.Version=$(VER
 build: go
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/holdfast ./cmd/holdfast-operator
 
+image: build
+	buildah build --network=none -f deploy/Containerfile -t $(IMAGE) .
+
 install: build
-	install -D -m 755 $(BIN)/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BIN)/holdfast $(BIN)/holdfast-operator $(DESTDIR)$(PREFIX)/bin/
 	ln -sfn holdfast $(DESTDIR)$(PREFIX)/bin/holdfast-pull-hook
 	install -d $(DESTDIR)/etc/{systemd/system,tmpfiles.d,containers/registries.conf.d} $(DESTDIR)$(PREFIX)/share/doc/holdfast
-	sed 's|/usr/local|$(PREFIX)|g' deploy/holdfast.service > $(DESTDIR)/etc/systemd/system/holdfast.service
+	for unit in holdfast holdfast-agent; do sed 's|/usr/local|$(PREFIX)|g' deploy/$$unit.service > $(DESTDIR)/etc/systemd/system/$$unit.service; done
 	sed 's|/usr/local|$(PREFIX)|g' deploy/registries.conf.d/50-holdfast.conf > $(DESTDIR)/etc/containers/registries.conf.d/50-holdfast.conf
 	install -m 644 deploy/tmpfiles.d/holdfast.conf $(DESTDIR)/etc/tmpfiles.d/holdfast.conf
 	install -m 644 deploy/storage.conf deploy/crio.conf.d/50-holdfast-artifacts.conf $(DESTDIR)$(PREFIX)/share/doc/holdfast/

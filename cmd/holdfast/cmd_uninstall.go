@@ -62,11 +62,12 @@ func installedFiles(configPath string, mirrors mirrorconf.Config) []string {
 		"/etc/containers/registries.conf.d/50-holdfast.conf",
 		filepath.Join(mirrors.Dir(), mirrorconf.FileName), // gone, unless the daemon was killed
 		"/etc/systemd/system/holdfast.service",
+		"/etc/systemd/system/holdfast-agent.service",
 		"/etc/tmpfiles.d/holdfast.conf",
 		configPath,
 	}
 	if exe, err := os.Executable(); err == nil {
-		all = append(all, filepath.Join(filepath.Dir(exe), hookName), exe)
+		all = append(all, filepath.Join(filepath.Dir(exe), hookName), filepath.Join(filepath.Dir(exe), "holdfast-operator"), exe)
 	}
 	left := []string{}
 	for _, name := range all {

@@ -77,7 +77,16 @@ func TestInstall(t *testing.T) {
 				t.Errorf("%s does not run %s", key, program)
 			}
 		}
-		verifyUnit(t, here)
+		verifyUnit(t, "holdfast.service", here)
+		unit, err = os.ReadFile(in("/etc/systemd/system/holdfast-agent.service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		operator := "ExecStart=/opt/holdfast/bin/holdfast-operator "
+		if !strings.Contains(string(unit), operator) {
+			t.Errorf("the agent's unit does not run %s", operator)
+		}
+		verifyUnit(t, "holdfast-agent.service", strings.Replace(string(unit), operator, "ExecStart="+in("/opt/holdfast/bin/holdfast-operator")+" ", 1))
 	})
 	t.Run("again", func(t *testing.T) {
 		if err := os.WriteFile(in(config.DefaultPath), []byte("log_level = \"debug\"\n"), 0o600); err != nil {
@@ -90,9 +99,9 @@ func TestInstall(t *testing.T) {
 	})
 }
 
-func verifyUnit(t *testing.T, unit string) {
+func verifyUnit(t *testing.T, name, unit string) {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "holdfast.service")
+	name = filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(name, []byte(unit), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -203,3 +203,30 @@ func TestDeclared(t *testing.T) {
 		t.Errorf("mounts are left:\n%s", mounts)
 	}
 }
+
+// TestOperatorImage: one image has all that a node needs, and puts it there.
+func TestOperatorImage(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	p := n.newPodman("podman", false)
+	root := n.path("image-root")
+	n.must(os.MkdirAll(root, 0o755))
+	n.must(os.MkdirAll(n.path("context"), 0o755))
+	n.must(os.CopyFS(n.path("context", "bin"), os.DirFS(filepath.Dir(holdfast))))
+	n.podman(p, "build", "--quiet", "--network=none", "--file", "../../deploy/Containerfile", "--tag", "localhost/holdfast", n.path("context"))
+	run := slices.Concat([]string{"run"}, lab.ContainerFlags(), []string{"--volume", root + ":/host", "localhost/holdfast"})
+	n.podman(p, append(run, "install", "--root", "/host")...)
+	for _, name := range []string{"usr/local/bin/holdfast", "usr/local/bin/holdfast-pull-hook", "usr/local/bin/holdfast-operator", "etc/systemd/system/holdfast-agent.service"} {
+		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Mode().Perm()&0o111 == 0 && !strings.HasSuffix(name, ".service") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	want, err := exec.Command(holdfast, "version").Output()
+	n.must(err)
+	if got, err := exec.Command(filepath.Join(root, "usr/local/bin/holdfast"), "version").Output(); err != nil || string(got) != string(want) {
+		t.Errorf("version %q, %v", got, err)
+	}
+	n.podman(p, append(run, "uninstall", "--root", "/host")...)
+	if _, err := os.Lstat(filepath.Join(root, "usr/local/bin/holdfast")); !os.IsNotExist(err) {
+		t.Error(err)
+	}
+}
