@@ -222,24 +222,26 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 	if err := a.writeAll(c.Previous); err != nil {
 		return Failed, errors.Join(reason, fmt.Errorf("putting the old files back: %w", err))
 	}
+	if wrote { // which says nothing about the configuration: it is tried again
+		st.Pending = nil
+		return Failed, errors.Join(reason, st.save(a.stateDir))
+	}
 	r.Error = reason.Error()
-	if !wrote { // CRI-O has seen them
-		r.Restarts++
-		a.log.Warn("CRI-O does not start: the old files are put back", "err", reason)
-		up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
-		if ctx.Err() != nil {
-			return Failed, ctx.Err() // the next one goes on
-		}
-		if err != nil {
-			r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", reason, err)
-		}
-		st.Loaded.Process, st.Loaded.Version = up.process, up.version
-		if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
-			return Failed, err
-		}
-		if st.Loaded.Foreign, err = a.host.foreign(c.Previous); err != nil {
-			return Failed, err
-		}
+	r.Restarts++
+	a.log.Warn("CRI-O does not start: the old files are put back", "err", reason)
+	up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
+	if ctx.Err() != nil {
+		return Failed, ctx.Err() // the next one goes on
+	}
+	if err != nil {
+		r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", reason, err)
+	}
+	st.Loaded.Process, st.Loaded.Version = up.process, up.version
+	if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
+		return Failed, err
+	}
+	if st.Loaded.Foreign, err = a.host.foreign(c.Previous); err != nil {
+		return Failed, err
 	}
 	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Time: a.now()}
 	st.Pending = nil

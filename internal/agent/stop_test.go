@@ -58,3 +58,18 @@ func TestStoppedWhileItGoesBack(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A file that cannot be written says nothing about the configuration: it is tried again.
+func TestCannotWrite(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	n.Write(t, "/etc/crio/crio.conf.d/x", "")
+	d := want(t, "  containerRuntimeConfig: {pidsLimit: 40}\n")
+	t.Run("full", func(t *testing.T) {
+		readOnly(t, n.Path("/etc/crio"))
+		if r, err := n.Sync(t.Context(), d); err == nil || r.Outcome != agent.Failed || r.Restarts > 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	n.sync(t, d, agent.Applied, 1)
+}
