@@ -227,25 +227,35 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 		return Failed, errors.Join(reason, st.save(a.stateDir))
 	}
 	r.Error = reason.Error()
-	r.Restarts++
-	a.log.Warn("CRI-O does not start: the old files are put back", "err", reason)
-	up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
-	if ctx.Err() != nil {
-		return Failed, ctx.Err() // the next one goes on
-	}
-	if err != nil {
-		r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", reason, err)
-	}
-	st.Loaded.Process, st.Loaded.Version = up.process, up.version
-	if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
-		return Failed, err
-	}
-	if st.Loaded.Foreign, err = a.host.foreign(c.Previous); err != nil {
-		return Failed, err
+	// At a boot systemd starts it, when we are ready: a restart would wait for that.
+	if c.Boot == a.host.bootID() || a.runtime.unitState(ctx, a.runtime.unit) != inactive {
+		if err := a.restartOnOld(ctx, st, r); err != nil {
+			return Failed, err
+		}
 	}
 	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Time: a.now()}
 	st.Pending = nil
 	return RolledBack, st.save(a.stateDir)
+}
+
+// restartOnOld has CRI-O start on the old files of the pending change.
+func (a *Agent) restartOnOld(ctx context.Context, st *state, r *Report) error {
+	c := st.Pending
+	r.Restarts++
+	a.log.Warn("CRI-O does not start: the old files are put back", "err", c.Reason)
+	up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
+	if ctx.Err() != nil {
+		return ctx.Err() // the next one goes on
+	}
+	if err != nil {
+		r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", c.Reason, err)
+	}
+	st.Loaded.Process, st.Loaded.Version = up.process, up.version
+	if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
+		return err
+	}
+	st.Loaded.Foreign, err = a.host.foreign(c.Previous)
+	return err
 }
 
 // recoverChange goes on with a change that a killed agent, or a boot, has left.

@@ -216,3 +216,23 @@ func TestSlowBoot(t *testing.T) {
 		t.Errorf("%+v %v", r, err)
 	}
 }
+
+// A boot that comes before the old files are back: CRI-O is started on them by systemd,
+// which waits for the agent to be ready. The agent must not wait for that.
+func TestBootWhileItGoesBack(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	d := want(t, "  containerRuntimeConfig: {pidsLimit: 40}\n  holdfast: {disruption: Reboot}\n")
+	if r, err := n.Sync(t.Context(), d); err != nil || r.Outcome != agent.Rebooting {
+		t.Fatal(r, err)
+	}
+	n.Systemd.Boot()
+	forgetBoot(t, n)
+	n.Write(t, "/var/lib/holdfast-agent/state.json", strings.Replace(n.Read(t, "/var/lib/holdfast-agent/state.json"), `"rebooting"`, `"going back"`, 1))
+	n.sync(t, d, agent.RolledBack, 0)
+	if n.Read(t, render.PidsLimitConf) != "" {
+		t.Error("there")
+	}
+	n.startCRIO(t)
+	n.sync(t, d, agent.RolledBack, 0)
+}
