@@ -90,16 +90,17 @@ type RuntimeStatus struct {
 
 // Agent applies configurations. Its methods may not be called concurrently.
 type Agent struct {
-	o        Options
-	host     host
-	stateDir string
-	runtime  runtime
-	checker  *checker
-	failures map[Store]int
-	leaving  bool      // it is being uninstalled
-	starting time.Time // since when CRI-O is seen to start with a change
-	log      *slog.Logger
-	now      func() time.Time
+	o         Options
+	host      host
+	stateDir  string
+	runtime   runtime
+	checker   *checker
+	failures  map[Store]int
+	rebooting bool      // it has asked for a reboot
+	leaving   bool      // it is being uninstalled
+	starting  time.Time // since when CRI-O is seen to start with a change
+	log       *slog.Logger
+	now       func() time.Time
 }
 
 // New returns an agent. It starts nothing.

@@ -169,7 +169,7 @@ func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r
 		if err := st.save(a.stateDir); err != nil {
 			return Failed, err
 		}
-		return Rebooting, a.runtime.control(ctx, "reboot")
+		return a.reboot(ctx)
 	}
 	switch needed {
 	case reload:
@@ -189,6 +189,18 @@ func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r
 	}
 	st.commit()
 	return Applied, st.save(a.stateDir)
+}
+
+// reboot asks for a reboot, until one has been begun.
+func (a *Agent) reboot(ctx context.Context) (string, error) {
+	if a.rebooting {
+		return Rebooting, nil
+	}
+	if err := a.runtime.control(ctx, "reboot"); err != nil {
+		return Failed, err
+	}
+	a.rebooting = true
+	return Rebooting, nil
 }
 
 // restart restarts CRI-O on the files of the pending change.
@@ -271,7 +283,8 @@ func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcom
 		return outcome, true, err
 	}
 	if c.Phase == rebooting && c.Boot == a.host.bootID() {
-		return Rebooting, true, nil
+		outcome, err = a.reboot(ctx)
+		return outcome, true, err
 	}
 	up, upErr := a.runtime.ask(ctx)
 	if upErr == nil {

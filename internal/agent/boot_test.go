@@ -236,3 +236,21 @@ func TestBootWhileItGoesBack(t *testing.T) {
 	n.startCRIO(t)
 	n.sync(t, d, agent.RolledBack, 0)
 }
+
+// A reboot that a killed agent has not asked for is asked for by the next one.
+func TestKilledBeforeReboot(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	d := want(t, "  containerRuntimeConfig: {pidsLimit: 40}\n  holdfast: {disruption: Reboot}\n")
+	if r, err := n.Sync(t.Context(), d); err != nil || r.Outcome != agent.Rebooting {
+		t.Fatal(r, err)
+	}
+	n.Systemd.Calls()
+	n.restartAgent(t) // it was killed before it asked
+	if r, err := n.Sync(t.Context(), d); err != nil || r.Outcome != agent.Rebooting {
+		t.Fatal(r, err)
+	}
+	if c := n.Systemd.Calls(); len(c) != 1 {
+		t.Error(c)
+	}
+}
