@@ -136,7 +136,8 @@ func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content, forei
 
 // settle notes what has changed without a file having to be written.
 func (a *Agent) settle(st *state, p *plan) {
-	if st.Pending != nil {
+	if c := st.Pending; c != nil { // it becomes what is applied
+		c.Next, c.Files, c.Stores, c.Missed, c.Daemon = p.files, p.managed, p.stores, p.missed, p.daemon
 		return
 	}
 	st.Files, st.Stores, st.Missed, st.Daemon, st.Failed = p.managed, p.stores, p.missed, p.daemon, nil
@@ -229,6 +230,9 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 	wrote := c.Phase == writing
 	c.Phase, c.Reason = goingBack, reason.Error()
 	if err := st.save(a.stateDir); err != nil {
+		return Failed, errors.Join(reason, err)
+	}
+	if err := a.keepEdits(st); err != nil {
 		return Failed, errors.Join(reason, err)
 	}
 	if err := a.writeAll(c.Previous); err != nil {

@@ -5,12 +5,7 @@ package agent
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,7 +13,6 @@ import (
 	"sync"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
-	"github.com/holdfast/holdfast/internal/atomicfile"
 	"github.com/holdfast/holdfast/internal/render"
 )
 
@@ -87,124 +81,6 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		p.unreadable, err = a.host.unreadable(p.files)
 	}
 	return p, err
-}
-
-// bases are what files hold without us, and what they hold now.
-type bases struct {
-	host    host
-	managed map[string]managed
-	edited  map[string]*content
-}
-
-func (b *bases) of(path string) ([]byte, error) {
-	m, ours := b.managed[path]
-	if !ours {
-		return b.host.read(path)
-	}
-	if m.Base == nil {
-		return render.NoBase(path)
-	}
-	return []byte(*m.Base), nil
-}
-
-// bases finds out what files hold without us, and what others have done to them.
-func (a *Agent) bases(st *state) (*bases, error) {
-	b := &bases{host: a.host, managed: maps.Clone(st.Files), edited: map[string]*content{}}
-	if st.Pending != nil {
-		for path, m := range st.Pending.Files {
-			if _, known := b.managed[path]; !known {
-				b.managed[path] = m // it may have been written already
-			}
-		}
-	}
-	for path, m := range maps.Clone(b.managed) {
-		disk, err := a.host.content(path)
-		if err != nil {
-			return nil, err
-		}
-		if disk.equal(m.Written) || st.Pending != nil && (disk.equal(st.Pending.Next[path]) || disk.equal(st.Pending.Previous[path])) {
-			continue
-		}
-		action, err := a.adopt(b, path, m, disk)
-		if err != nil {
-			return nil, err
-		}
-		if st.Edits == nil {
-			st.Edits = map[string]Edit{}
-		}
-		st.Edits[path] = Edit{Path: path, Time: a.now(), Action: action}
-		a.log.Warn("a file was edited on the node", "file", path, "action", action)
-	}
-	return b, nil
-}
-
-// adopt makes an edited file the new base if it is one in which others have a say. Other
-// files are kept aside.
-func (a *Agent) adopt(b *bases, path string, m managed, disk *content) (string, error) {
-	if disk == nil {
-		return "it was removed, and is written again", nil
-	}
-	if path == render.StorageConf || path == render.DaemonConf {
-		start, err := render.Start(path, b.of)
-		if err != nil {
-			return "", err
-		}
-		base, err := render.Rebase(start, text(m.Written), []byte(*disk))
-		if err == nil {
-			c := content(base)
-			b.managed[path] = managed{Base: &c, Written: disk}
-			b.edited[path] = disk
-			return "what others have written stays, and is added to", nil
-		}
-		a.log.Warn("an edited file cannot be read", "file", path, "err", err)
-	}
-	sum := sha256.Sum256([]byte(*disk))
-	aside := filepath.Join(a.stateDir, "edited", strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "_")+"."+hex.EncodeToString(sum[:4]))
-	if err := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), atomicfile.Write(aside, []byte(*disk), 0o600)); err != nil {
-		return "", fmt.Errorf("keeping the edited %s: %w", path, err)
-	}
-	return "it is written again; the edited one is " + aside, nil
-}
-
-func text(c *content) []byte {
-	if c == nil {
-		return nil
-	}
-	return []byte(*c)
-}
-
-// complete turns rendered files into what all of our files are to hold: those that
-// are not rendered any more what they held without us.
-func (b *bases) complete(files []render.File) (map[string]*content, map[string]managed) {
-	all, ours := map[string]*content{}, map[string]managed{}
-	for _, f := range files {
-		if f.Path == render.DaemonConf {
-			continue // it is the daemon's, and has been seen to
-		}
-		c := content(f.Data)
-		if edited := b.edited[f.Path]; edited != nil && digestTree(settings(edited)) == digestTree(settings(&c)) {
-			c = *edited // it says the same in the editor's way
-		}
-		m, known := b.managed[f.Path]
-		if !known {
-			base, err := b.host.content(f.Path)
-			if err != nil {
-				base = nil // Files has read it
-			}
-			m.Base = base
-		}
-		m.Written = &c
-		all[f.Path], ours[f.Path] = &c, m
-	}
-	for path, m := range b.managed {
-		if _, rendered := all[path]; !rendered && path != render.DaemonConf {
-			all[path] = m.Base
-		}
-	}
-	if m, ok := b.managed[render.DaemonConf]; ok {
-		ours[render.DaemonConf] = m
-	}
-	return all, ours
 }
 
 // sifted is what has become of the stores of a configuration.

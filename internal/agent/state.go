@@ -91,7 +91,8 @@ type change struct {
 type Edit struct {
 	Path   string    `json:"path"`
 	Time   time.Time `json:"time"`
-	Action string    `json:"action"` // what was done about it
+	Action string    `json:"action"`          // what was done about it
+	Found  string    `json:"found,omitempty"` // tells it from others, as long as it is there
 }
 
 // failure is a change that was undone.
