@@ -135,7 +135,7 @@ var ErrRunning = errors.New("another agent is at work on this node")
 // there in any case; the error is what it says, too.
 func (a *Agent) Sync(ctx context.Context, want Desired) (*Report, error) {
 	r := &Report{Problems: want.Problems, Stores: []StoreStatus{}, Edits: []Edit{}}
-	unlock, err := a.lock()
+	unlock, err := a.lock(ctx)
 	if err == nil {
 		defer unlock()
 		err = a.sync(ctx, want, r)
@@ -191,8 +191,11 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 	return st.save(a.stateDir)
 }
 
+// turn is how long one agent waits for another, whose look is mostly over at once.
+const turn = 10 * time.Second
+
 // lock keeps two agents from working at once.
-func (a *Agent) lock() (func(), error) {
+func (a *Agent) lock(ctx context.Context) (func(), error) {
 	if err := os.MkdirAll(a.stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("locking the node: %w", err)
 	}
@@ -200,10 +203,9 @@ func (a *Agent) lock() (func(), error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking the node: %w", err)
 	}
-	if err := filelock.Try(f); err != nil {
-		if errors.Is(err, filelock.ErrHeld) {
-			err = ErrRunning
-		}
+	ctx, cancel := context.WithTimeoutCause(ctx, turn, ErrRunning)
+	defer cancel()
+	if err := filelock.Wait(ctx, f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { _ = f.Close() }, nil

@@ -67,11 +67,9 @@ func (a *Agent) provideDaemon(ctx context.Context, st *state, b *bases, spec api
 }
 
 func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon) error {
-	replaced, err := a.install(st)
-	if err != nil {
+	if err := a.install(st); err != nil {
 		return err
 	}
-	toldAnew := slices.Contains(replaced, daemonName)
 	if err := a.createStore(paths); err != nil {
 		return err
 	}
@@ -81,26 +79,24 @@ func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1
 	}
 	for _, f := range files {
 		if f.Path == render.DaemonConf {
-			changed, err := a.configureDaemon(ctx, st, b, content(f.Data))
-			if err != nil {
+			if err := a.configureDaemon(ctx, st, b, content(f.Data)); err != nil {
 				return err
 			}
-			toldAnew = toldAnew || changed
 		}
 	}
-	return a.startDaemon(ctx, toldAnew)
+	return a.startDaemon(ctx, st)
 }
 
 // configureDaemon writes the daemon's configuration if the daemon says that it is good.
-func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c content) (changed bool, err error) {
+func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c content) error {
 	disk, err := a.host.content(render.DaemonConf)
 	m, known := b.managed[render.DaemonConf]
 	if err != nil || known && disk.equal(&c) {
-		return false, err
+		return err
 	}
 	if st.Prefix != "" && !a.o.Offline && !disk.equal(&c) {
 		if err := a.checkConfig(ctx, st.Prefix, c); err != nil {
-			return false, err
+			return err
 		}
 	}
 	if !known {
@@ -111,13 +107,14 @@ func (a *Agent) configureDaemon(ctx context.Context, st *state, b *bases, c cont
 	if st.Pending != nil { // it becomes st.Files
 		st.Pending.Files[render.DaemonConf] = m
 	}
+	st.Reload = st.Reload || !disk.equal(&c)
 	if err := st.save(a.stateDir); err != nil { // before the file: what it held is not lost
-		return false, err
+		return err
 	}
 	if disk.equal(&c) {
-		return false, nil // it goes with the daemon that is ours
+		return nil // it goes with the daemon that is ours
 	}
-	return true, a.host.write(render.DaemonConf, &c)
+	return a.host.write(render.DaemonConf, &c)
 }
 
 func (a *Agent) checkConfig(ctx context.Context, prefix string, c content) error {
@@ -170,18 +167,22 @@ func (a *Agent) createStore(paths render.Daemon) error {
 	return nil
 }
 
-func (a *Agent) startDaemon(ctx context.Context, changed bool) error {
+func (a *Agent) startDaemon(ctx context.Context, st *state) error {
 	if a.runtime.systemctl == nil {
 		return a.link(DaemonUnit, "multi-user.target.wants", "crio.service.wants")
 	}
 	if a.runtime.unitState(ctx, DaemonUnit) == active {
-		if !changed {
+		if !st.Reload {
 			return nil
 		}
-		return a.runtime.control(ctx, "reload", DaemonUnit) // containers go on reading meanwhile
+		err := a.runtime.control(ctx, "reload", DaemonUnit) // containers go on reading meanwhile
+		st.Reload = err != nil
+		return err
 	}
 	_ = a.runtime.control(ctx, "reset-failed", DaemonUnit)
-	return a.runtime.control(ctx, "enable", "--now", DaemonUnit)
+	err := a.runtime.control(ctx, "enable", "--now", DaemonUnit)
+	st.Reload = err != nil
+	return err
 }
 
 func (a *Agent) daemonAnswers(ctx context.Context, paths render.Daemon) error {
@@ -198,32 +199,28 @@ func (a *Agent) daemonAnswers(ctx context.Context, paths render.Daemon) error {
 }
 
 // install puts the daemon's programs and units on the node, if they are not there
-// or are others. It reports whether the program was replaced.
-func (a *Agent) install(st *state) (replaced []string, err error) {
+// or are others.
+func (a *Agent) install(st *state) (err error) {
 	if a.o.Programs == "" {
-		return nil, nil // the node has it, or not
+		return nil // the node has it, or not
 	}
 	if st.Prefix == "" {
 		if st.Prefix, err = a.choosePrefix(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, name := range []string{daemonName, operatorName} {
-		done, err := a.installProgram(name, st.Prefix)
-		if err != nil {
-			return nil, err
-		}
-		if done {
-			replaced = append(replaced, name)
+		if err := a.installProgram(st, name); err != nil {
+			return err
 		}
 	}
 	hook, err := a.host.entry(filepath.Join(st.Prefix, "bin", hookName))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if target, err := os.Readlink(hook); err != nil || target != daemonName {
 		if err := errors.Join(ignoreMissing(os.Remove(hook)), os.Symlink(daemonName, hook)); err != nil {
-			return nil, fmt.Errorf("installing %s: %w", hookName, err)
+			return fmt.Errorf("installing %s: %w", hookName, err)
 		}
 	}
 	units := map[string][]byte{
@@ -239,13 +236,13 @@ func (a *Agent) install(st *state) (replaced []string, err error) {
 			changed, err = true, a.host.write(path, &c)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if changed {
 		err = a.runtime.control(context.Background(), "daemon-reload")
 	}
-	return replaced, err
+	return err
 }
 
 // agentUnit is the unit of the agent, which is told what this one was told about the node.
@@ -294,23 +291,29 @@ func (a *Agent) choosePrefix() (string, error) {
 }
 
 // installProgram copies a program unless the one that is there has its size and time.
-func (a *Agent) installProgram(name, prefix string) (bool, error) {
+func (a *Agent) installProgram(st *state, name string) error {
 	from := filepath.Join(a.o.Programs, name)
-	to, err := a.host.path(filepath.Join(prefix, "bin", name))
+	to, err := a.host.path(filepath.Join(st.Prefix, "bin", name))
 	if err != nil {
-		return false, err
+		return err
 	}
 	src, err := os.Stat(from)
 	if err != nil {
-		return false, fmt.Errorf("installing %s: %w", name, err)
+		return fmt.Errorf("installing %s: %w", name, err)
 	}
 	dst, err := os.Stat(to)
 	if err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
-		return false, nil
+		return nil
+	}
+	if name == daemonName && !st.Reload {
+		st.Reload = true
+		if err := st.save(a.stateDir); err != nil { // before: one that is killed goes on with the old
+			return err
+		}
 	}
 	in, err := os.Open(from)
 	if err != nil {
-		return false, fmt.Errorf("installing %s: %w", name, err)
+		return fmt.Errorf("installing %s: %w", name, err)
 	}
 	defer in.Close() //nolint:errcheck // only read
 	err = atomicfile.Create(to, 0o755, func(out *os.File) error {
@@ -321,9 +324,9 @@ func (a *Agent) installProgram(name, prefix string) (bool, error) {
 		return os.Chtimes(out.Name(), src.ModTime(), src.ModTime())
 	})
 	if err != nil {
-		return false, fmt.Errorf("installing %s: %w", name, err)
+		return fmt.Errorf("installing %s: %w", name, err)
 	}
-	return true, nil
+	return nil
 }
 
 // labelProgram lets systemd start a program below /var on nodes with SELinux, whose

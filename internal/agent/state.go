@@ -43,6 +43,8 @@ type state struct {
 	Failed *failure `json:"failed,omitempty"`
 	// Prefix is where the daemon was installed, "" if it was not.
 	Prefix string `json:"prefix,omitempty"`
+	// Reload is whether the daemon has to be given a new program, or configuration.
+	Reload bool `json:"reload,omitempty"`
 	// Daemon is whether runtimes were told of it.
 	Daemon bool `json:"daemon,omitempty"`
 }

@@ -21,20 +21,7 @@ var ErrInUse = errors.New("images in use come from Holdfast's store")
 // now and at each boot. Files with objects are copied to where that service
 // looks for them.
 func (a *Agent) Install(ctx context.Context, objects []string) error {
-	unlock, err := a.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	st, err := loadState(a.stateDir)
-	if err != nil {
-		return err
-	}
-	replaced, err := a.install(st)
-	if err != nil {
-		return err
-	}
-	if err := st.save(a.stateDir); err != nil {
+	if err := a.installLocked(ctx); err != nil {
 		return err
 	}
 	dir, err := a.host.path(ObjectsDir)
@@ -57,7 +44,7 @@ func (a *Agent) Install(ctx context.Context, objects []string) error {
 			return err
 		}
 	}
-	return a.enable(ctx, replaced)
+	return a.enable(ctx)
 }
 
 // objectName is a file's name in ObjectsDir, where other names than those of documents are
@@ -70,23 +57,33 @@ func objectName(path string) string {
 	return strings.TrimLeft(name, ".") + ".yaml"
 }
 
+// installLocked installs while no agent is at work: the service is, when it is started.
+func (a *Agent) installLocked(ctx context.Context) error {
+	unlock, err := a.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := loadState(a.stateDir)
+	if err != nil {
+		return err
+	}
+	if err := a.install(st); err != nil {
+		return err
+	}
+	return st.save(a.stateDir)
+}
+
 // ObjectsDir is where the agent's service looks for ContainerRuntimeConfigs.
 const ObjectsDir = "/etc/holdfast/containerruntimeconfigs"
 
-// enable starts the agent's service, and has what runs already be of the programs that were
-// installed. In an image, where nothing can be started, it is started at each boot.
-func (a *Agent) enable(ctx context.Context, replaced []string) error {
+// enable starts the agent's service, with the programs that were installed. In an image,
+// where nothing can be started, it is started at each boot.
+func (a *Agent) enable(ctx context.Context) error {
 	if a.runtime.systemctl == nil {
 		return a.link(AgentUnit, "multi-user.target.wants")
 	}
-	var err error
-	if slices.Contains(replaced, daemonName) && a.runtime.unitState(ctx, DaemonUnit) == active {
-		err = a.runtime.control(ctx, "reload", DaemonUnit)
-	}
-	if slices.Contains(replaced, operatorName) && a.runtime.unitState(ctx, AgentUnit) == active {
-		err = errors.Join(err, a.runtime.control(ctx, "restart", AgentUnit))
-	}
-	return errors.Join(err, a.runtime.control(ctx, "enable", "--now", AgentUnit))
+	return errors.Join(a.runtime.control(ctx, "enable", AgentUnit), a.runtime.control(ctx, "restart", AgentUnit))
 }
 
 // link makes the links that `systemctl enable` makes.

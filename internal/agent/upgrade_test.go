@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/holdfast/holdfast/internal/agent"
+)
+
+// An installation over an older one reaches the daemon and the agent that run.
+func TestUpgradeByInstall(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.startCRIO(t)
+	n.sync(t, want(t, lazy), agent.Applied, 1)
+	n.Systemd.Calls()
+	later := time.Now().Add(time.Minute)
+	if err := os.Chtimes(filepath.Join(n.options.Programs, "holdfast"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Install(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if calls := n.Systemd.Calls(); !slices.Equal(calls, []string{"enable holdfast-agent.service", "restart holdfast-agent.service"}) {
+		t.Errorf("calls %q", calls)
+	}
+	n.syncAll(t, want(t, lazy), agent.Unchanged, "reload holdfast.service")
+	n.syncAll(t, want(t, lazy), agent.Unchanged)
+}
