@@ -228,7 +228,7 @@ func (a *Agent) lastReport() *Report {
 // SyncAndReport is Sync once, for whoever asks later what was done.
 func (a *Agent) SyncAndReport(ctx context.Context, want Desired) (*Report, error) {
 	r, err := a.Sync(ctx, want)
-	if !errors.Is(err, ErrRunning) {
+	if !errors.Is(err, ErrRunning) && ctx.Err() == nil {
 		a.publish(r)
 	}
 	return r, err

@@ -22,8 +22,11 @@ func TestStoppedAtLooks(t *testing.T) {
 	n.Refer(t, layer, "quay.io/app:1")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r, err := n.Sync(ctx, images(t, "/mnt/s")); !errors.Is(err, context.Canceled) {
+	if r, err := n.SyncAndReport(ctx, images(t, "/mnt/s")); !errors.Is(err, context.Canceled) {
 		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := agent.LastReport(n.options); !errors.Is(err, agent.ErrNeverRan) {
+		t.Errorf("a report: %+v, %v", r, err)
 	}
 	if n.listed(t) != "/mnt/s" {
 		t.Error(n.listed(t))
