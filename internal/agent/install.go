@@ -209,10 +209,14 @@ func (a *Agent) install(st *state) (err error) {
 			return err
 		}
 	}
-	for _, name := range []string{daemonName, operatorName} {
-		if err := a.installProgram(st, name); err != nil {
-			return err
+	err = a.installPrograms(st)
+	if errors.Is(err, unix.EROFS) { // it could be written to when an image was built
+		if st.Prefix, err = a.choosePrefix(); err == nil {
+			err = a.installPrograms(st)
 		}
+	}
+	if err != nil {
+		return err
 	}
 	hook, err := a.host.entry(filepath.Join(st.Prefix, "bin", hookName))
 	if err != nil {
@@ -288,6 +292,15 @@ func (a *Agent) choosePrefix() (string, error) {
 		all = errors.Join(all, fmt.Errorf("%s: %w", prefix, err))
 	}
 	return "", fmt.Errorf("installing the daemon: there is no directory that can be written to: %w", all)
+}
+
+func (a *Agent) installPrograms(st *state) error {
+	for _, name := range []string{daemonName, operatorName} {
+		if err := a.installProgram(st, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // installProgram copies a program unless the one that is there has its size and time.

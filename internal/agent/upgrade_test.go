@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/render"
 )
 
 // An installation over an older one reaches the daemon and the agent that run.
@@ -30,4 +32,22 @@ func TestUpgradeByInstall(t *testing.T) {
 	}
 	n.syncAll(t, want(t, lazy), agent.Unchanged, "reload holdfast.service")
 	n.syncAll(t, want(t, lazy), agent.Unchanged)
+}
+
+// An image was built with programs in /usr; where it runs, /usr is read-only: newer ones
+// go elsewhere.
+func TestUpgradeOnReadOnlyUsr(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.startCRIO(t)
+	n.sync(t, want(t, lazy), agent.Applied, 1)
+	readOnly(t, n.Path("/usr"))
+	later := time.Now().Add(time.Minute)
+	if err := os.Chtimes(filepath.Join(n.options.Programs, "holdfast"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	r, err := n.Sync(t.Context(), want(t, lazy))
+	if err != nil || !r.Complete() || !strings.Contains(n.Read(t, render.HookConf), "/opt/holdfast/bin/") || !strings.Contains(n.Read(t, "/etc/systemd/system/holdfast.service"), "/opt/holdfast/bin/") {
+		t.Errorf("%+v, %v\n%s", r, err, n.Read(t, render.HookConf))
+	}
+	n.sync(t, want(t, lazy), agent.Unchanged, 0)
 }
