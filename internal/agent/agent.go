@@ -96,9 +96,10 @@ type Agent struct {
 	runtime   runtime
 	checker   *checker
 	failures  map[Store]int
-	rebooting bool      // it has asked for a reboot
-	leaving   bool      // it is being uninstalled
-	starting  time.Time // since when CRI-O is seen to start with a change
+	compared  map[string]bool // programs that are known to be the same
+	rebooting bool            // it has asked for a reboot
+	leaving   bool            // it is being uninstalled
+	starting  time.Time       // since when CRI-O is seen to start with a change
 	log       *slog.Logger
 	now       func() time.Time
 }
@@ -120,7 +121,7 @@ func New(o Options) (*Agent, error) {
 		o.Systemctl = append([]string{h.program(o.Systemctl[0])}, o.Systemctl[1:]...)
 	}
 	return &Agent{
-		o: o, host: h, stateDir: stateDir, log: o.Log, now: time.Now, failures: map[Store]int{},
+		o: o, host: h, stateDir: stateDir, log: o.Log, now: time.Now, failures: map[Store]int{}, compared: map[string]bool{},
 		runtime: runtime{socket: socket, unit: o.Unit, systemctl: o.Systemctl, chroot: chroot},
 		checker: &checker{host: h, patience: o.CheckTimeout, probe: func(ctx context.Context, path string) error {
 			return probeImageStore(ctx, o.Root, path)

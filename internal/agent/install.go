@@ -5,6 +5,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -315,7 +316,7 @@ func (a *Agent) installProgram(st *state, name string) error {
 		return fmt.Errorf("installing %s: %w", name, err)
 	}
 	dst, err := os.Stat(to)
-	if err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
+	if err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime()) && a.sameProgram(from, to)) {
 		return nil
 	}
 	if name == daemonName && !st.Reload {
@@ -340,6 +341,29 @@ func (a *Agent) installProgram(st *state, name string) error {
 		return fmt.Errorf("installing %s: %w", name, err)
 	}
 	return nil
+}
+
+// sameProgram compares programs of one size and time once: images are built with the same times
+// for all versions, but what is in one does not change while we run.
+func (a *Agent) sameProgram(one, other string) bool {
+	if a.compared[other] {
+		return true
+	}
+	was, err1 := hashFile(one)
+	is, err2 := hashFile(other)
+	a.compared[other] = err1 == nil && err2 == nil && was == is
+	return a.compared[other]
+}
+
+func hashFile(name string) (sum [sha256.Size]byte, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	return [sha256.Size]byte(h.Sum(nil)), err
 }
 
 // labelProgram lets systemd start a program below /var on nodes with SELinux, whose

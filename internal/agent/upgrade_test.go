@@ -3,6 +3,7 @@
 package agent_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,4 +51,30 @@ func TestUpgradeOnReadOnlyUsr(t *testing.T) {
 		t.Errorf("%+v, %v\n%s", r, err, n.Read(t, render.HookConf))
 	}
 	n.sync(t, want(t, lazy), agent.Unchanged, 0)
+}
+
+// Reproducible images have one time for all versions of a program, and its size is often
+// the same, too.
+func TestUpgradeOfSameSize(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })
+	n.startCRIO(t)
+	n.sync(t, want(t, lazy), agent.Applied, 1)
+	name := filepath.Join(n.options.Programs, "holdfast")
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = append(data[:len(data)-1], ' ')
+	if err := errors.Join(os.WriteFile(name, data, 0o755), os.Chtimes(name, info.ModTime(), info.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+	n.restartAgent(t)
+	n.sync(t, want(t, lazy), agent.Unchanged, 0)
+	if n.Read(t, "/usr/local/bin/holdfast") != string(data) {
+		t.Error("the old program is there")
+	}
 }
