@@ -20,16 +20,16 @@ import (
 // of them. An error means that it is not known: then the store counts as in use. The store
 // is read here, so it must be one that answers.
 func (h host) users(s Store, files map[string]*content) ([]string, error) {
-	graphRoot, err := h.graphRoot(files)
+	roots, err := h.graphRoots(files)
 	if err != nil {
 		return nil, err
 	}
 	var found []string
 	switch s.Kind {
 	case ImageStore:
-		found, err = h.imageUsers(s, graphRoot)
+		found, err = h.imageUsers(s, roots)
 	case LayerStore:
-		found, err = h.layerUsers(s, graphRoot)
+		found, err = h.layerUsers(s, roots)
 	case ArtifactStore:
 		// What is mounted into a container stays there without the store.
 	}
@@ -42,21 +42,39 @@ func (h host) users(s Store, files map[string]*content) ([]string, error) {
 	return found[:min(len(found), enough)], nil
 }
 
-// graphRoot is the runtime's own storage, as storage.conf names it, from here.
-func (h host) graphRoot(files map[string]*content) (string, error) {
+// graphRoots are the runtimes' own storage, from here: storage.conf names it, and for CRI-O its
+// own configuration may name another.
+func (h host) graphRoots(files map[string]*content) ([]string, error) {
 	c := files[render.StorageConf]
 	if c == nil {
 		var err error
 		if c, err = h.content(vendorStorage); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
+	tree := map[string]any{}
+	if err := h.overlayAll(tree, crioConf, render.CRIODropIns, "", nil, h.content); err != nil {
+		return nil, err
+	}
 	storage, _ := settings(c)["storage"].(map[string]any)
-	root, _ := storage["graphroot"].(string)
-	return h.path(cmp.Or(root, "/var/lib/containers/storage"))
+	crio, _ := tree["crio"].(map[string]any)
+	graphRoot, _ := storage["graphroot"].(string)
+	roots := []string{cmp.Or(graphRoot, "/var/lib/containers/storage")}
+	for _, v := range []any{storage["imagestore"], crio["root"], crio["imagestore"]} {
+		if root, _ := v.(string); root != "" && !slices.Contains(roots, root) {
+			roots = append(roots, root)
+		}
+	}
+	for i, root := range roots {
+		var err error
+		if roots[i], err = h.path(root); err != nil {
+			return nil, err
+		}
+	}
+	return roots, nil
 }
 
-func (h host) imageUsers(s Store, graphRoot string) ([]string, error) {
+func (h host) imageUsers(s Store, roots []string) ([]string, error) {
 	path, err := h.path(s.Path)
 	if err != nil {
 		return nil, err
@@ -68,7 +86,7 @@ func (h host) imageUsers(s Store, graphRoot string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	used, err := imagestore.References([]string{graphRoot}, layers)
+	used, err := imagestore.References(roots, layers)
 	if err != nil {
 		return nil, err
 	}
@@ -85,17 +103,19 @@ func (h host) imageUsers(s Store, graphRoot string) ([]string, error) {
 
 // layerUsers looks for layers that lie in a layer store: containers/storage marks
 // them and links to them (drivers/overlay/overlay.go, CreateFromAdditionalLayer).
-func (h host) layerUsers(s Store, graphRoot string) ([]string, error) {
-	marks, err := filepath.Glob(filepath.Join(graphRoot, "overlay", "*", "additionallayer"))
-	if err != nil {
-		return nil, err
-	}
+func (h host) layerUsers(s Store, roots []string) ([]string, error) {
 	var found []string
-	for _, mark := range marks {
-		dir := filepath.Dir(mark)
-		target, err := os.Readlink(filepath.Join(dir, "diff"))
-		if err == nil && strings.HasPrefix(target, s.Path+"/") {
-			found = append(found, "layer "+filepath.Base(dir))
+	for _, root := range roots {
+		marks, err := filepath.Glob(filepath.Join(root, "overlay", "*", "additionallayer"))
+		if err != nil {
+			return nil, err
+		}
+		for _, mark := range marks {
+			dir := filepath.Dir(mark)
+			target, err := os.Readlink(filepath.Join(dir, "diff"))
+			if err == nil && strings.HasPrefix(target, s.Path+"/") {
+				found = append(found, "layer "+filepath.Base(dir))
+			}
 		}
 	}
 	return found, nil

@@ -216,3 +216,14 @@ func TestKeptStoreDies(t *testing.T) {
 		t.Errorf("listed %s, %v", n.listed(t), err)
 	}
 }
+
+// CRI-O may keep its images elsewhere than storage.conf says.
+func TestInUseByCRIOsOwnRoot(t *testing.T) {
+	n := newNode(t)
+	n.Write(t, "/etc/crio/crio.conf", "[crio]\nroot = \"/data/crio\"\n")
+	layer := n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/s"), agent.Applied, 1)
+	n.Write(t, "/data/crio/overlay-images/images.json", `[{"id":"0000000000000000000000000000000000000000000000000000000000000001","names":["quay.io/app:1"],"layer":"`+layer+`","created":"2026-01-01T00:00:00Z"}]`)
+	n.sync(t, images(t), agent.Unchanged, 0)
+}
