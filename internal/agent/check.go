@@ -212,18 +212,22 @@ func lookAtArtifacts(path string) error {
 // unmounted says so if something should be mounted at a path, or above it, and is not:
 // /etc/fstab and mount units know.
 func (c *checker) unmounted(path string) error {
-	var wanted, by string
-	for _, m := range c.expectedMounts() {
-		if (path == m.where || strings.HasPrefix(path, m.where+"/")) && len(m.where) > len(wanted) {
-			wanted, by = m.where, m.by
-		}
-	}
-	if wanted == "" {
-		return nil
-	}
-	at, err := c.host.path(wanted)
+	path, err := c.host.resolved(path)
 	if err != nil {
 		return err
+	}
+	var wanted, by, at string
+	for _, m := range c.expectedMounts() {
+		where, err := c.host.resolved(m.where)
+		if err != nil {
+			return err
+		}
+		if (path == where || strings.HasPrefix(path, where+"/")) && len(where) > len(at) {
+			wanted, by, at = m.where, m.by, where
+		}
+	}
+	if at == "" {
+		return nil
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
 	if err == nil && len(mounts) == 0 {

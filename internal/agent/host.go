@@ -27,6 +27,12 @@ func (h host) path(p string) (string, error) {
 	if h.root == "/" {
 		return p, nil
 	}
+	return h.resolved(p)
+}
+
+// resolved is path without links, as mounts are listed: /mnt leads to /var/mnt on some nodes.
+// What is not there stays as it is.
+func (h host) resolved(p string) (string, error) {
 	joined, err := securejoin.SecureJoin(h.root, p)
 	if err != nil {
 		return "", fmt.Errorf("looking for %s in %s: %w", p, h.root, err)

@@ -227,3 +227,19 @@ func TestInUseByCRIOsOwnRoot(t *testing.T) {
 	n.Write(t, "/data/crio/overlay-images/images.json", `[{"id":"0000000000000000000000000000000000000000000000000000000000000001","names":["quay.io/app:1"],"layer":"`+layer+`","created":"2026-01-01T00:00:00Z"}]`)
 	n.sync(t, images(t), agent.Unchanged, 0)
 }
+
+// Where /mnt leads to /var/mnt, both are names of a mount.
+func TestMountBehindLink(t *testing.T) {
+	n := newNode(t)
+	n.Write(t, "/var/mnt/nfs/.keep", "")
+	if err := os.Symlink("var/mnt", n.Path("/mnt")); err != nil {
+		t.Fatal(err)
+	}
+	n.ImageStore(t, "/var/mnt/nfs/s", "quay.io/s:1")
+	n.Write(t, "/etc/systemd/system/var-mnt-nfs.mount", "[Mount]\nWhere=/var/mnt/nfs\n")
+	n.startCRIO(t)
+	r := n.sync(t, images(t, "/mnt/nfs/s"), agent.Unchanged, 0)
+	if got := state(r, "/mnt/nfs/s"); got != "Withheld: /var/mnt/nfs is not mounted, which var-mnt-nfs.mount asks for" {
+		t.Error(got)
+	}
+}
