@@ -339,3 +339,15 @@ func TestDaemonOnOwnConfiguration(t *testing.T) {
 		t.Error(n.Read(t, render.DaemonConf))
 	}
 }
+
+// Where the agent has installed nothing, uninstall takes no units away.
+func TestUninstallLeavesPackages(t *testing.T) {
+	n := newNode(t)
+	n.Write(t, "/etc/systemd/system/holdfast.service", "mine")
+	if _, err := n.Uninstall(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n.Read(t, "/etc/systemd/system/holdfast.service") != "mine" {
+		t.Error("gone")
+	}
+}

@@ -148,11 +148,12 @@ func (a *Agent) removeInstalled(ctx context.Context) error {
 			}
 		}
 	}
-	files := []string{filepath.Join(unitDir, DaemonUnit), filepath.Join(unitDir, AgentUnit), tmpfilesConf}
+	var files []string
 	for _, link := range []string{"multi-user.target.wants/" + AgentUnit, "multi-user.target.wants/" + DaemonUnit, "crio.service.wants/" + DaemonUnit} {
 		files = append(files, filepath.Join(unitDir, link))
 	}
-	if st.Prefix != "" {
+	if st.Prefix != "" { // else they are a package's, or the administrator's
+		files = append(files, filepath.Join(unitDir, DaemonUnit), filepath.Join(unitDir, AgentUnit), tmpfilesConf)
 		for _, name := range []string{hookName, daemonName, operatorName} {
 			files = append(files, filepath.Join(st.Prefix, "bin", name))
 		}
@@ -169,6 +170,9 @@ func (a *Agent) removeInstalled(ctx context.Context) error {
 		if err := os.Remove(filepath.Join(a.stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("removing what the agent remembers: %w", err)
 		}
+	}
+	if dir, err := a.host.path(st.Prefix); err == nil && st.Prefix != "" && st.Prefix != prefixes()[0] {
+		_, _ = os.Remove(filepath.Join(dir, "bin")), os.Remove(dir) // ours, unless others use them
 	}
 	_ = os.Remove(a.stateDir) // unless there are edited files in it
 	return nil
