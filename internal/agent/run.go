@@ -137,8 +137,8 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 		r.Outcome, r.Error = Failed, err.Error()
 		return a.publish(r)
 	}
-	r, _ := a.Sync(ctx, want) // the report has the error
-	return a.publish(r)
+	r, _ := a.SyncAndReport(ctx, want) // the report has the error
+	return r
 }
 
 // pause returns when it is time to look again.

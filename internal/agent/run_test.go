@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/filelock"
 	"github.com/holdfast/holdfast/internal/render"
 )
 
@@ -102,5 +103,37 @@ func TestServiceAtBoot(t *testing.T) {
 	<-ready
 	if n.listed(t) != "/mnt/s" {
 		t.Errorf("listed %s", n.listed(t))
+	}
+}
+
+// A service that finds another agent at work says so to nobody: the other one reports.
+func TestServiceBesideAnother(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	dir := t.TempDir()
+	writeObject(t, dir, "a", "  containerRuntimeConfig: {pidsLimit: 50}\n")
+	d, err := agent.Source{Files: []string{dir}}.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.SyncAndReport(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	before := n.Read(t, "/var/lib/holdfast-agent/report.json")
+	f, err := os.OpenFile(n.Path("/var/lib/holdfast-agent/agent.lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := filelock.Try(f); err != nil {
+		t.Fatal(err)
+	}
+	n.restartAgent(t)
+	<-n.run(t, agent.Source{Files: []string{dir}})
+	time.Sleep(500 * time.Millisecond)
+	if now := n.Read(t, "/var/lib/holdfast-agent/report.json"); now != before {
+		t.Errorf("the report is %s", now)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
