@@ -38,6 +38,9 @@ const (
 	hookName     = "holdfast-pull-hook"
 )
 
+// daemonPatience is how long the daemon is waited for: less than the agent's own unit has to start.
+const daemonPatience = 10 * time.Second
+
 // prefixes are where programs may go: the first that can be written to. On nodes
 // whose /usr is read-only /usr/local mostly leads to /var; /opt does on others.
 func prefixes() []string { return []string{"/usr/local", "/opt/holdfast", "/var/lib/holdfast-agent"} }
@@ -181,8 +184,14 @@ func (a *Agent) startDaemon(ctx context.Context, st *state) error {
 		return err
 	}
 	_ = a.runtime.control(ctx, "reset-failed", DaemonUnit)
-	err := a.runtime.control(ctx, "enable", "--now", DaemonUnit)
-	st.Reload = err != nil
+	st.Reload = false // it starts with what is there
+	// systemd goes on with a start that takes longer; stores are not to wait for it.
+	bounded, cancel := context.WithTimeout(ctx, daemonPatience)
+	defer cancel()
+	err := a.runtime.control(bounded, "enable", "--now", DaemonUnit)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("the daemon is not up after %s: `systemctl status holdfast` says why", daemonPatience)
+	}
 	return err
 }
 

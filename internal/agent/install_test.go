@@ -351,3 +351,22 @@ func TestUninstallLeavesPackages(t *testing.T) {
 		t.Error("gone")
 	}
 }
+
+// A daemon that takes its time to start does not hold up what else there is to do.
+func TestDaemonStartsSlowly(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) {
+		o.Programs = programs(t)
+		// As systemctl, but that a start does not end.
+		script := filepath.Join(t.TempDir(), "systemctl")
+		text := "#!/bin/sh\ncase \"$*\" in \"enable --now holdfast.service\") exec sleep 60;; is-active*) echo inactive;; esac\n"
+		if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		o.Systemctl = []string{script}
+	})
+	begin := time.Now()
+	r, err := n.Sync(t.Context(), want(t, lazy+"  holdfast: {}\n"))
+	if err != nil || r.Daemon.Up || r.Daemon.Reason != "the daemon is not up after 10s: `systemctl status holdfast` says why" || time.Since(begin) > 20*time.Second {
+		t.Errorf("%+v, %v, after %s", r, err, time.Since(begin))
+	}
+}
