@@ -73,8 +73,8 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		return Unchanged, nil
 	}
 	digest := digestOf(p.files)
-	if st.Failed != nil && st.Failed.Files == digest && !a.o.Retry {
-		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it: %s", st.Failed.Time.Format(time.RFC3339), st.Failed.Reason)
+	if f := st.Failed; f != nil && f.Files == digest && !a.o.Retry && !a.again(f, upErr == nil) {
+		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it; change it, or try again with `holdfast-operator agent --once`: %s", f.Time.Format(time.RFC3339), f.Reason)
 		return RolledBack, nil
 	}
 	if needed == restart && len(p.dead) > 0 && !a.o.Abandon {
@@ -97,6 +97,12 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		return a.goBack(ctx, st, r, err)
 	}
 	return a.prove(ctx, st, p, needed, r)
+}
+
+// again reports whether a configuration that failed is to be tried again: CRI-O is down with the
+// old files, too, so that something else may have been the reason.
+func (a *Agent) again(f *failure, up bool) bool {
+	return f.Down && !up && a.now().Sub(f.Time) > a.o.ReadyTimeout
 }
 
 // What makes CRI-O read its files.
@@ -244,34 +250,37 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 	}
 	r.Error = reason.Error()
 	// At a boot systemd starts it, when we are ready: a restart would wait for that.
+	down := false
 	if c.Boot == a.host.bootID() || a.runtime.unitState(ctx, a.runtime.unit) != inactive {
-		if err := a.restartOnOld(ctx, st, r); err != nil {
+		var err error
+		if down, err = a.restartOnOld(ctx, st, r); err != nil {
 			return Failed, err
 		}
 	}
-	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Time: a.now()}
+	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Down: down, Time: a.now()}
 	st.Pending = nil
 	return RolledBack, st.save(a.stateDir)
 }
 
-// restartOnOld has CRI-O start on the old files of the pending change.
-func (a *Agent) restartOnOld(ctx context.Context, st *state, r *Report) error {
+// restartOnOld has CRI-O start on the old files of the pending change, and reports
+// whether it does not.
+func (a *Agent) restartOnOld(ctx context.Context, st *state, r *Report) (down bool, err error) {
 	c := st.Pending
 	r.Restarts++
 	a.log.Warn("CRI-O does not start: the old files are put back", "err", c.Reason)
 	up, err := a.runtime.restart(ctx, a.o.ReadyTimeout)
 	if ctx.Err() != nil {
-		return ctx.Err() // the next one goes on
+		return false, ctx.Err() // the next one goes on
 	}
-	if err != nil {
+	if down = err != nil; down {
 		r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", c.Reason, err)
 	}
 	st.Loaded.Process, st.Loaded.Version = up.process, up.version
 	if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
-		return err
+		return down, err
 	}
 	st.Loaded.Foreign, err = a.host.foreign(c.Previous)
-	return err
+	return down, err
 }
 
 // recoverChange goes on with a change that a killed agent, or a boot, has left.

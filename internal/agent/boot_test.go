@@ -254,3 +254,28 @@ func TestKilledBeforeReboot(t *testing.T) {
 		t.Error(c)
 	}
 }
+
+// CRI-O starts neither with new files nor with old ones: it is not left at that, for
+// the new ones may have been good.
+func TestStartsWithNeither(t *testing.T) {
+	n := newNode(t, func(o *agent.Options) { o.ReadyTimeout = time.Second })
+	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
+	n.startCRIO(t)
+	n.sync(t, images(t, "/mnt/s"), agent.Applied, 1)
+	// At the next boot the store is gone, and CRI-O fails for another reason.
+	n.Systemd.Boot()
+	n.restartAgent(t)
+	rename(t, n, "/mnt/s", "/mnt/away")
+	n.sync(t, images(t, "/mnt/s"), agent.Written, 0)
+	n.Write(t, "/etc/crio/crio.conf", "x")
+	n.Systemd.Do("start", "crio.service")
+	n.Systemd.Calls()
+	n.sync(t, images(t, "/mnt/s"), agent.RolledBack, 1)
+	n.sync(t, images(t, "/mnt/s"), agent.RolledBack, 0)
+	n.Write(t, "/etc/crio/crio.conf", "")
+	time.Sleep(1100 * time.Millisecond)
+	n.sync(t, images(t, "/mnt/s"), agent.Applied, 1)
+	if _, err := n.Images(t); err != nil {
+		t.Error(err)
+	}
+}

@@ -101,6 +101,7 @@ type Edit struct {
 type failure struct {
 	Files  string    `json:"files"` // digestOf them
 	Reason string    `json:"reason"`
+	Down   bool      `json:"down,omitempty"` // it did not start with the old files either
 	Time   time.Time `json:"time"`
 }
 
