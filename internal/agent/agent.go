@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -167,14 +168,9 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 	}
 	outcome, done, err := a.recoverChange(ctx, st, r)
 	if err == nil && !done {
-		var p *plan
-		if p, err = a.planFor(ctx, st, want.Spec, r); err == nil {
-			if outcome, err = a.apply(ctx, st, p, r); err == nil {
-				if a.leaving && st.Pending != nil && st.Pending.Phase == unproved {
-					st.commit() // nobody will be there to undo it
-				}
-				a.retireDaemon(ctx, st, p, r)
-			}
+		outcome, err = a.bring(ctx, st, want.Spec, r)
+		if err == nil && (outcome == RolledBack || outcome == Waiting) {
+			err = a.keepProved(ctx, st, want.Spec, r)
 		}
 	}
 	r.Outcome = outcome
@@ -190,6 +186,36 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 		return err
 	}
 	return st.save(a.stateDir)
+}
+
+// bring plans and applies.
+func (a *Agent) bring(ctx context.Context, st *state, spec apiv1.ContainerRuntimeConfigSpec, r *Report) (string, error) {
+	p, err := a.planFor(ctx, st, spec, r)
+	if err != nil {
+		return Failed, err
+	}
+	outcome, err := a.apply(ctx, st, p, r)
+	if err != nil {
+		return outcome, err
+	}
+	if a.leaving && st.Pending != nil && st.Pending.Phase == unproved {
+		st.commit() // nobody will be there to undo it
+	}
+	a.retireDaemon(ctx, st, p, r)
+	return outcome, nil
+}
+
+// keepProved keeps the node at what it had while what is asked for cannot be had: also of
+// that, stores may die that CRI-O would not start with.
+func (a *Agent) keepProved(ctx context.Context, st *state, asked apiv1.ContainerRuntimeConfigSpec, r *Report) error {
+	if st.Spec == nil || st.Pending != nil || reflect.DeepEqual(*st.Spec, asked) {
+		return nil
+	}
+	failures, kept := st.Failed, *r
+	_, err := a.bring(ctx, st, *st.Spec, &kept)
+	st.Failed = failures
+	r.Stores, r.Daemon, r.Restarts = kept.Stores, kept.Daemon, kept.Restarts
+	return err
 }
 
 // turn is how long one agent waits for another, whose look is mostly over at once.

@@ -27,6 +27,7 @@ const (
 
 // plan is what is to be on the node.
 type plan struct {
+	spec       apiv1.ContainerRuntimeConfigSpec
 	files      map[string]*content // all that are ours, or were
 	managed    map[string]managed  // of those that stay ours
 	stores     []Store             // in the files
@@ -42,6 +43,9 @@ type plan struct {
 	dead       []string // stores in use that are dead: a restart would take them away
 }
 
+// busyTimeout is how long a CRI-O that runs may take to answer, before it counts as down.
+const busyTimeout = 10 * time.Second
+
 // apply brings the node to a plan. Everything that it does is noted before, so that
 // one that is killed can be gone on with, or undone.
 func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (string, error) {
@@ -56,6 +60,9 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		same = same && have.equal(want)
 	}
 	up, upErr := a.runtime.ask(ctx)
+	if upErr != nil && a.runtime.unitState(ctx, a.runtime.unit) == active {
+		up, upErr = a.runtime.await(ctx, min(a.o.ReadyTimeout, busyTimeout)) // it may be busy
+	}
 	if ctx.Err() != nil {
 		return Failed, ctx.Err() // what was looked at may only not have been waited for
 	}
@@ -73,7 +80,7 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		return Unchanged, nil
 	}
 	digest := digestOf(p.files)
-	if f := st.Failed; f != nil && f.Files == digest && !a.o.Retry && !a.again(f, upErr == nil) {
+	if f := st.failure(digest, &p.spec, upErr == nil); f != nil && !a.o.Retry && !a.again(f, upErr == nil) {
 		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it; change it, or try again with `holdfast-operator agent --once`: %s", f.Time.Format(time.RFC3339), f.Reason)
 		return RolledBack, nil
 	}
@@ -87,7 +94,7 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 	}
 	a.starting = time.Time{}
 	st.begin(&change{
-		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon,
+		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon, Spec: &p.spec,
 		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Foreign: p.foreign, Stores: p.stores},
 	})
 	if err := st.save(a.stateDir); err != nil {
@@ -143,10 +150,10 @@ func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content, forei
 // settle notes what has changed without a file having to be written.
 func (a *Agent) settle(st *state, p *plan) {
 	if c := st.Pending; c != nil { // it becomes what is applied
-		c.Next, c.Files, c.Stores, c.Missed, c.Daemon = p.files, p.managed, p.stores, p.missed, p.daemon
+		c.Next, c.Files, c.Stores, c.Missed, c.Daemon, c.Spec = p.files, p.managed, p.stores, p.missed, p.daemon, &p.spec
 		return
 	}
-	st.Files, st.Stores, st.Missed, st.Daemon, st.Failed = p.managed, p.stores, p.missed, p.daemon, nil
+	st.Files, st.Stores, st.Missed, st.Daemon, st.Spec, st.Failed = p.managed, p.stores, p.missed, p.daemon, &p.spec, nil
 }
 
 func (a *Agent) writeAll(files map[string]*content) error {
@@ -181,7 +188,8 @@ func (a *Agent) prove(ctx context.Context, st *state, p *plan, needed measure, r
 	switch needed {
 	case reload:
 		if err := a.runtime.control(ctx, "reload", a.runtime.unit); err != nil {
-			a.log.Warn("CRI-O was not told to read its registries again", "err", err)
+			a.log.Warn("CRI-O was not told to read its registries again: the next look tries", "err", err)
+			st.Pending.Loaded.Registries = st.Loaded.Registries
 		}
 		st.Pending.Loaded.Config = st.Loaded.Config
 		st.Pending.Loaded.Foreign, st.Pending.Loaded.Stores = st.Loaded.Foreign, st.Loaded.Stores
@@ -257,7 +265,7 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 			return Failed, err
 		}
 	}
-	st.Failed = &failure{Files: digestOf(c.Next), Reason: reason.Error(), Down: down, Time: a.now()}
+	st.failed(failure{Files: digestOf(c.Next), Spec: digestOfSpec(c.Spec), Reason: reason.Error(), Down: down, Time: a.now()})
 	st.Pending = nil
 	return RolledBack, st.save(a.stateDir)
 }

@@ -250,7 +250,7 @@ func (c *checker) expectedMounts() []expectedMount {
 	units, _ := c.host.path("/etc/systemd/system")
 	names, _ := filepath.Glob(filepath.Join(units, "*.mount"))
 	for _, name := range names {
-		unit, _ := os.ReadFile(name)
+		unit, _ := c.host.read(filepath.Join("/etc/systemd/system", filepath.Base(name)))
 		for line := range strings.Lines(string(unit)) {
 			if where, ok := strings.CutPrefix(strings.TrimSpace(line), "Where="); ok && where != "/" {
 				all = append(all, expectedMount{filepath.Clean(where), filepath.Base(name)})

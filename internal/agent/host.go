@@ -84,10 +84,35 @@ func (h host) write(p string, data *content) error {
 		}
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil { //nolint:gosec // as packages make them
+	// A link stays one, to what it leads to.
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		name = target
+	}
+	mode := fs.FileMode(0o644)
+	if info, err := os.Stat(name); err == nil {
+		mode = info.Mode().Perm()
+	}
+	err = os.MkdirAll(filepath.Dir(name), 0o755) //nolint:gosec // as packages make them
+	if err == nil {
+		err = atomicfile.WriteVia(stagingFor(name), name, []byte(*data), mode)
+	}
+	var named *fs.PathError
+	if errors.As(err, &named) {
+		err = named.Err // of a temporary file, whose name is another each time
+	}
+	if err != nil {
 		return fmt.Errorf("writing %s: %w", p, err)
 	}
-	return atomicfile.WriteVia(stagingFor(name), name, []byte(*data), 0o644)
+	return nil
+}
+
+// exists reports whether the node has a file or directory.
+func (h host) exists(p string) bool {
+	name, err := h.path(p)
+	if err == nil {
+		_, err = os.Stat(name)
+	}
+	return err == nil
 }
 
 // stagingFor is where a file is made before it takes its place: CRI-O reads

@@ -242,20 +242,24 @@ func (a *Agent) install(st *state) (err error) {
 		filepath.Join(unitDir, AgentUnit):  a.agentUnit(st.Prefix),
 		tmpfilesConf:                       deploy.Tmpfiles,
 	}
-	changed := false
 	for path, data := range units {
 		c := content(data)
 		have, err := a.host.content(path)
 		if err == nil && !have.equal(&c) {
-			changed, err = true, a.host.write(path, &c)
+			st.Units = true
+			if err = st.save(a.stateDir); err == nil { // before: one that is killed has it done by the next
+				err = a.host.write(path, &c)
+			}
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if changed {
-		err = a.runtime.control(context.Background(), "daemon-reload")
+	if !st.Units {
+		return nil
 	}
+	err = a.runtime.control(context.Background(), "daemon-reload")
+	st.Units = err != nil
 	return err
 }
 

@@ -26,8 +26,8 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 		}
 	}
 	for _, store := range st.unwanted(s) {
-		if a.o.Offline {
-			break
+		if a.o.Offline && !a.host.exists(store.Path) {
+			continue // it is not part of the image
 		}
 		loaded := slices.Index(st.Loaded.Stores, store)
 		if err := a.checker.check(ctx, store, true); err != nil { // no runtime starts with it

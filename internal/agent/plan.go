@@ -43,7 +43,7 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		return nil, err
 	}
 	want.ContainerRuntimeConfig = cmp.Or(want.ContainerRuntimeConfig, &apiv1.ContainerRuntimeConfiguration{})
-	p := &plan{store: Store{ImageStore, paths.Store}}
+	p := &plan{spec: want, store: Store{ImageStore, paths.Store}}
 	if want.Holdfast != nil {
 		p.disruption = want.Holdfast.Disruption
 	}

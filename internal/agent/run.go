@@ -78,6 +78,9 @@ func (s Source) Load() (Desired, error) {
 			return Desired{}, fmt.Errorf("reading what is desired: %w", err)
 		}
 		more, err := render.Objects(name, f)
+		if err == nil && len(more) == 0 {
+			err = fmt.Errorf("%s: there is no object in it: remove the file if there is to be none", name)
+		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			return Desired{}, err
 		}
@@ -132,19 +135,29 @@ func (a *Agent) Run(ctx context.Context, source Source, ready func()) {
 func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	want, err := source.Load()
 	if err != nil {
-		// What is there stays.
-		r := a.lastReport()
-		r.Outcome, r.Error = Failed, err.Error()
+		// What is there stays, as far as CRI-O starts with it.
+		r, kept := a.Keep(ctx)
+		r.Outcome, r.Error = Failed, errors.Join(err, kept).Error()
 		return a.publish(r)
 	}
 	r, _ := a.SyncAndReport(ctx, want) // the report has the error
 	return r
 }
 
+// Keep keeps the node at what it was last brought to.
+func (a *Agent) Keep(ctx context.Context) (*Report, error) {
+	st, err := loadState(a.stateDir)
+	if err != nil || st.Spec == nil {
+		return a.lastReport(), err
+	}
+	return a.Sync(ctx, Desired{Spec: *st.Spec})
+}
+
 // pause returns when it is time to look again.
 func (a *Agent) pause(ctx context.Context, source Source, stamp string) {
 	watch := time.NewTicker(watchInterval)
 	defer watch.Stop()
+	last := stamp
 	for end := time.After(syncInterval); ; {
 		select {
 		case <-ctx.Done():
@@ -152,9 +165,12 @@ func (a *Agent) pause(ctx context.Context, source Source, stamp string) {
 		case <-end:
 			return
 		case <-watch.C:
-			if source.stamp() != stamp {
+			// A file that is being written is waited for.
+			now := source.stamp()
+			if now != stamp && now == last {
 				return
 			}
+			last = now
 		}
 	}
 }

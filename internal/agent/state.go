@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	apiv1 "github.com/holdfast/holdfast/api/v1"
 	"github.com/holdfast/holdfast/internal/atomicfile"
 )
 
@@ -39,8 +42,13 @@ type state struct {
 	Loaded loaded `json:"loaded"`
 	// Pending is a change that CRI-O has not proved yet.
 	Pending *change `json:"pending,omitempty"`
-	// Failed is a change that CRI-O did not start with.
-	Failed *failure `json:"failed,omitempty"`
+	// Spec is what was asked for when the files were last proved.
+	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec,omitempty"`
+	// Failed are changes since then that CRI-O did not start with, the last ones: stores that
+	// come and go make several of one configuration.
+	Failed []failure `json:"failed,omitempty"`
+	// Units is whether systemd has to be told of new units.
+	Units bool `json:"units,omitempty"`
 	// Prefix is where the daemon was installed, "" if it was not.
 	Prefix string `json:"prefix,omitempty"`
 	// Reload is whether the daemon has to be given a new program, or configuration.
@@ -86,7 +94,10 @@ type change struct {
 	Stores   []Store             `json:"stores"`
 	Missed   []Store             `json:"missed,omitempty"`
 	Daemon   bool                `json:"daemon"`
-	Reason   string              `json:"reason,omitempty"` // why it goes back
+
+	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec"`
+
+	Reason string `json:"reason,omitempty"` // why it goes back
 }
 
 // Edit is a change of one of our files by somebody else.
@@ -100,6 +111,7 @@ type Edit struct {
 // failure is a change that was undone.
 type failure struct {
 	Files  string    `json:"files"` // digestOf them
+	Spec   string    `json:"spec"`  // digestOfSpec of what was asked for
 	Reason string    `json:"reason"`
 	Down   bool      `json:"down,omitempty"` // it did not start with the old files either
 	Time   time.Time `json:"time"`
@@ -154,8 +166,40 @@ func (s *state) listed() []Store {
 // commit makes a change what is applied.
 func (s *state) commit() {
 	c := s.Pending
-	s.Files, s.Stores, s.Missed, s.Loaded, s.Daemon = c.Files, c.Stores, c.Missed, c.Loaded, c.Daemon
+	s.Files, s.Stores, s.Missed, s.Loaded, s.Daemon, s.Spec = c.Files, c.Stores, c.Missed, c.Loaded, c.Daemon, c.Spec
 	s.Pending, s.Failed = nil, nil
+}
+
+// maxFailures bounds what is remembered of changes that failed.
+const maxFailures = 16
+
+// failed notes a change that was undone.
+func (s *state) failed(f failure) {
+	s.Failed = slices.DeleteFunc(s.Failed, func(o failure) bool { return o.Files == f.Files })
+	s.Failed = append(s.Failed, f)
+	s.Failed = s.Failed[max(0, len(s.Failed)-maxFailures):]
+}
+
+// failure returns the change by which files were undone, nil if they were not. With a CRI-O that does
+// not run it is any with what is asked for, whatever stores there were: at a boot is not
+// the time to try.
+func (s *state) failure(files string, spec *apiv1.ContainerRuntimeConfigSpec, up bool) *failure {
+	asked := digestOfSpec(spec)
+	for i := range s.Failed {
+		if f := &s.Failed[i]; f.Files == files || !up && f.Spec == asked {
+			return f
+		}
+	}
+	return nil
+}
+
+func digestOfSpec(spec *apiv1.ContainerRuntimeConfigSpec) string {
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return "" // it was decoded from JSON
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // text is the state as it is saved.

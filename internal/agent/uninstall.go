@@ -31,7 +31,12 @@ func (a *Agent) Install(ctx context.Context, objects []string) error {
 	if err != nil {
 		return fmt.Errorf("installing: %w", err)
 	}
+	taken := map[string]string{}
 	for _, name := range objects {
+		if other := taken[objectName(name)]; other != "" {
+			return fmt.Errorf("installing: %s and %s have the same name", other, name)
+		}
+		taken[objectName(name)] = name
 		if _, err := (Source{Files: []string{name}}).Load(); err != nil {
 			return err
 		}
