@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/cli"
 )
 
 // memoryLimit is what the garbage collector works towards.
@@ -88,10 +89,10 @@ Without --once the agent goes on: it follows the files, and the stores.
 		Example: `  holdfast-operator agent --once --file crc.yaml
   holdfast-operator agent --file /etc/holdfast/containerruntimeconfigs
   holdfast-operator agent --once --file crc.yaml --root /mnt/image`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
-				return &usageError{errors.New("which objects? --file names a file, or a directory of files")}
+				return cli.Usage(errors.New("which objects? --file names a file, or a directory of files"))
 			}
 			options, err := o.options()
 			if err != nil {
@@ -159,7 +160,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Short:   "Say what the agent found and did last",
 		Long:    "Say what the agent found and did last: each store, CRI-O, the daemon, and what is wrong.\n" + exitCodes,
 		Example: "  holdfast-operator agent status\n  holdfast-operator agent status --json",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options, err := o.options()
 			if err != nil {

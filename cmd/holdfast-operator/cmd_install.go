@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/cli"
 )
 
 func newInstallCommand(g *globals) *cobra.Command {
@@ -24,7 +25,7 @@ ContainerRuntimeConfig needs it.
 ` + exitCodes,
 		Example: `  holdfast-operator install --file crc.yaml
   holdfast-operator install --root /mnt/image --file crc.yaml`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options, err := o.options()
 			if err != nil {
@@ -59,7 +60,7 @@ daemon's directories. While images in use come from the daemon's store, it and t
 they go on working, and no more images get there; run it again when those are gone.
 ` + exitCodes,
 		Example: "  holdfast-operator uninstall",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options, err := o.options()
 			if err != nil {

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/cli"
 )
 
 // Exit codes, as in the help text.
@@ -35,19 +35,15 @@ func main() { os.Exit(Main()) }
 func Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newRootCommand().ExecuteContext(ctx)
+	err := cli.Execute(ctx, newRootCommand())
 	if err == nil {
 		return 0
 	}
-	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
-		err = &usageError{err}
-	}
-	var usage *usageError
 	if !errors.Is(err, errPartly) {
 		fmt.Fprintf(os.Stderr, "holdfast-operator: %v\n", err)
 	}
 	switch {
-	case errors.As(err, &usage):
+	case cli.IsUsage(err):
 		return exitUsage
 	case errors.Is(err, agent.ErrNeverRan):
 		return exitNeverRan
@@ -58,12 +54,6 @@ func Main() int {
 	}
 	return exitFailure
 }
-
-// usageError is a mistake on the command line.
-type usageError struct{ err error }
-
-func (e *usageError) Error() string { return e.err.Error() + " (see --help)" }
-func (e *usageError) Unwrap() error { return e.err }
 
 // errPartly means that what was asked for is not all there. What is missing has been
 // said.

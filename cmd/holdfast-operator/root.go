@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/cli"
 )
 
 // Version is set when the program is built.
@@ -35,33 +35,14 @@ into the configuration of CRI-O, Podman and the Holdfast daemon.
 		SilenceErrors: true,
 		Version:       Version,
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
 	cmd.AddCommand(newAgentCommand(g), newInstallCommand(g), newUninstallCommand(g), newProbeCommand(), newVersionCommand(g))
 	return cmd
 }
 
-// args makes the wrong number of arguments a usage error.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, a []string) error {
-		if err := check(cmd, a); err != nil {
-			return &usageError{err}
-		}
-		return nil
-	}
-}
-
 // print writes v as JSON if that was asked for, and else calls text.
 func (g *globals) print(w io.Writer, v any, text func() error) error {
-	if !g.json {
-		return text()
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("writing JSON: %w", err)
-	}
-	return nil
+	return cli.Print(w, g.json, v, text)
 }
 
 func newVersionCommand(g *globals) *cobra.Command {
@@ -69,7 +50,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  holdfast-operator version --json",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w := cmd.OutOrStdout()
 			return g.print(w, map[string]string{"version": Version}, func() error {
@@ -86,7 +67,7 @@ func newProbeCommand() *cobra.Command {
 		Use:    agent.ProbeCommand + " ROOT PATH",
 		Short:  "Open an image store as CRI-O does",
 		Hidden: true,
-		Args:   args(cobra.ExactArgs(2)),
+		Args:   cli.Args(cobra.ExactArgs(2)),
 		RunE:   func(_ *cobra.Command, a []string) error { return agent.ProbeImageStore(a[0], a[1]) },
 	}
 }

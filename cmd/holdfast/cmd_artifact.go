@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/artifactstore"
+	"github.com/holdfast/holdfast/internal/cli"
 )
 
 func newArtifactCommand(g *globals) *cobra.Command {
@@ -33,7 +34,7 @@ prepare adds to it, index makes it possible to read a part of an artifact on its
   holdfast artifact add /mnt/models ./llama --as quay.io/models/llama:8b
   holdfast artifact prepare quay.io/models/llama:70b
   holdfast artifact status`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newArtifactAddCommand(g), newArtifactListCommand(g), newArtifactVerifyCommand(g), newArtifactRemoveCommand(g),
@@ -48,7 +49,7 @@ func newArtifactListCommand(g *globals) *cobra.Command {
 		Short:   "List the artifacts in a store",
 		Long:    "List the artifacts in a store.\n" + exitCodes,
 		Example: "  holdfast artifact list /mnt/models",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			all, err := artifactstore.List(cmd.Context(), artifactstore.Layout(a[0]))
 			if err != nil {
@@ -80,7 +81,7 @@ func newArtifactVerifyCommand(g *globals) *cobra.Command {
 can read it. It writes nothing. The exit code is 1 if anything is wrong.
 ` + exitCodes,
 		Example: "  holdfast artifact verify /mnt/models",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			bars := g.bars()
 			r, err := artifactstore.Verify(cmd.Context(), a[0], bars.show)
@@ -115,7 +116,7 @@ func newArtifactRemoveCommand(g *globals) *cobra.Command {
 stay, since containers may read them: see holdfast artifact prune.
 ` + exitCodes,
 		Example: "  holdfast artifact remove /mnt/models quay.io/models/llama:8b",
-		Args:    args(cobra.MinimumNArgs(2)),
+		Args:    cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) (err error) {
 			s, err := openArtifacts(a[0], false)
 			if err != nil {
@@ -159,10 +160,10 @@ machine keep what they have mounted; of those on other nodes nothing is known he
 let the grace period be longer than they run.
 ` + exitCodes,
 		Example: "  holdfast artifact prune /mnt/models --dry-run\n  holdfast artifact prune /mnt/models --grace 720h",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) (err error) {
 			if grace < 0 {
-				return &usageError{fmt.Errorf("--grace %s: want 0s or more", grace)}
+				return cli.Usage(fmt.Errorf("--grace %s: want 0s or more", grace))
 			}
 			s, err := openArtifacts(a[0], false)
 			if err != nil {

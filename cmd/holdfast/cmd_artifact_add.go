@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/blob/registry"
 	"github.com/holdfast/holdfast/internal/bundle"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/daemon"
 	"github.com/holdfast/holdfast/internal/image"
@@ -61,7 +62,7 @@ list tags only: --as quay.io/models/llama makes v1 quay.io/models/llama:v1.
   holdfast artifact add /mnt/models ./llama-8b --as quay.io/models/llama:8b
   holdfast artifact add /mnt/models oci:/media/usb/layout --as quay.io/models/llama
   holdfast artifact add /mnt/models file:weights.safetensors --as quay.io/models/llama:8b`,
-		Args: args(cobra.MinimumNArgs(2)),
+		Args: cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			added, err := o.run(cmd.Context(), a[0], a[1:])
 			if len(added) == 0 && err != nil {
@@ -117,7 +118,7 @@ func (o *addingArtifacts) run(ctx context.Context, path string, names []string) 
 	all = []artifactstore.Summary{}
 	platform, err := image.ParsePlatform(o.platform)
 	if err != nil {
-		return all, &usageError{err}
+		return all, cli.Usage(err)
 	}
 	var files []string
 	var others []source
@@ -129,7 +130,7 @@ func (o *addingArtifacts) run(ctx context.Context, path string, names []string) 
 		}
 	}
 	if err := o.check(files, others); err != nil {
-		return all, &usageError{err}
+		return all, cli.Usage(err)
 	}
 	cfg, err := config.Load(o.config)
 	if err != nil {
@@ -207,7 +208,7 @@ func (o *addingArtifacts) add(ctx context.Context, store *artifactstore.Store, o
 	}
 	found, err := opener.Locate(ctx, s.name)
 	if errors.Is(err, image.ErrName) {
-		return nil, &usageError{err}
+		return nil, cli.Usage(err)
 	}
 	if err != nil {
 		return nil, err
@@ -259,7 +260,7 @@ func (o *addingArtifacts) claim(name, what string) error {
 		return nil
 	}
 	if other, taken := o.named[name]; taken {
-		return &usageError{fmt.Errorf("--as %s: %s and %s would both be %s: add them by commands of their own", o.as, other, what, name)}
+		return cli.Usage(fmt.Errorf("--as %s: %s and %s would both be %s: add them by commands of their own", o.as, other, what, name))
 	}
 	if o.named == nil {
 		o.named = map[string]string{}
@@ -294,7 +295,7 @@ func (o *addingArtifacts) origins(ctx context.Context, l *ocidir.Layout) (all []
 			name = full
 		}
 		if name == "" {
-			return nil, &usageError{fmt.Errorf("%s lists %q, which is no full name: give it a repository with --as, such as quay.io/models/llama", l, tag)}
+			return nil, cli.Usage(fmt.Errorf("%s lists %q, which is no full name: give it a repository with --as, such as quay.io/models/llama", l, tag))
 		}
 		if err := o.claim(name, fmt.Sprintf("%q of %s", tag, l)); err != nil {
 			return nil, err

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/parts"
 	"github.com/holdfast/holdfast/internal/chunklist"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/index"
@@ -39,11 +40,11 @@ reader waits until all of a file is here and has its digest.
 The artifacts stay offered until they are forgotten (holdfast artifact forget).
 ` + exitCodes,
 		Example: "  holdfast artifact prepare quay.io/models/llama:70b\n  holdfast artifact prepare --wait quay.io/models/llama:8b",
-		Args:    args(cobra.MinimumNArgs(1)),
+		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			for _, n := range a {
 				if _, err := artifacts.Parse(n); err != nil {
-					return &usageError{err}
+					return cli.Usage(err)
 				}
 			}
 			client, err := g.client()
@@ -70,7 +71,7 @@ func newArtifactForgetCommand(g *globals) *cobra.Command {
 have mounted stays; the rest of their files goes after some minutes.
 ` + exitCodes,
 		Example: "  holdfast artifact forget quay.io/models/llama:70b",
-		Args:    args(cobra.MinimumNArgs(1)),
+		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
 			if err != nil {
@@ -119,7 +120,7 @@ func (g *globals) printComposed(cmd *cobra.Command, client *control.Client, name
 		for _, n := range names {
 			ref, err := artifacts.Parse(n)
 			if err != nil {
-				return &usageError{err}
+				return cli.Usage(err)
 			}
 			found := false
 			for _, s := range all.Artifacts {
@@ -193,7 +194,7 @@ index.publish. The artifact itself stays as it is.
 ` + strings.ReplaceAll(imageHelp, "IMAGE", "ARTIFACT") + exitCodes,
 		Example: `  holdfast artifact index quay.io/models/llama:8b --push
   holdfast artifact index quay.io/models/llama:8b --push --to docker://quay.io/team/indexes`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o.name = a[0]
 			if to != string(index.RegistryPlace) {
@@ -240,7 +241,7 @@ index.publish. The artifact itself stays as it is.
 func (o *indexing) indexArtifact(ctx context.Context, force, push bool, where index.Place) (all []indexed, err error) {
 	platform, err := image.ParsePlatform(o.platform)
 	if err != nil {
-		return nil, &usageError{err}
+		return nil, cli.Usage(err)
 	}
 	finder, done, err := o.finder()
 	if err != nil {
@@ -249,7 +250,7 @@ func (o *indexing) indexArtifact(ctx context.Context, force, push bool, where in
 	defer done()
 	found, err := image.Opener{Registry: finder.Registry, Platform: platform, NoMirrors: true}.Locate(ctx, o.name)
 	if errors.Is(err, image.ErrName) {
-		return nil, &usageError{err}
+		return nil, cli.Usage(err)
 	}
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast/holdfast/internal/blob"
 	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/bundle"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/image"
 )
 
@@ -34,7 +35,7 @@ into an image store, an artifact store or another layout. The daemon need not ru
 		Example: `  holdfast bundle create -o /mnt/usb/models.tar quay.io/models/llama:8b
   holdfast bundle verify /mnt/usb/models.tar
   holdfast bundle import /mnt/usb/models.tar --image-store /mnt/images`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newBundleCreateCommand(g), newBundleListCommand(g), newBundleVerifyCommand(g), newBundleImportCommand(g))
@@ -61,7 +62,7 @@ func newBundleVerifyCommand(g *globals) *cobra.Command {
 that its images need. The exit code is 1 if anything is wrong.
 ` + exitCodes,
 		Example: "  holdfast bundle verify /mnt/usb/models.tar",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			l, err := bundleAt(a[0])
 			if err != nil {
@@ -108,7 +109,7 @@ func newBundleListCommand(g *globals) *cobra.Command {
 		Short:   "List what is in a bundle",
 		Long:    "List the images and artifacts in a bundle.\n" + exitCodes,
 		Example: "  holdfast bundle list /mnt/usb/models.tar",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			l, err := bundleAt(a[0])
 			if err != nil {
@@ -157,7 +158,7 @@ func (o *packing) options(bars *bars) (bundle.Options, error) {
 	for _, text := range o.platforms {
 		p, err := image.ParsePlatform(text)
 		if err != nil {
-			return options, &usageError{err}
+			return options, cli.Usage(err)
 		}
 		options.Platforms = append(options.Platforms, p)
 	}
@@ -182,7 +183,7 @@ A bundle need not be imported to be used: name it in sources of the configuratio
 		Example: `  holdfast bundle import /mnt/usb/models.tar --to /var/lib/images
   holdfast bundle import /mnt/usb/models.tar quay.io/models/llama:8b --image-store /mnt/images
   holdfast bundle import /mnt/usb/models.tar quay.io/models/weights:v1 --artifact-store /mnt/models`,
-		Args: args(cobra.MinimumNArgs(1)),
+		Args: cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			targets := 0
 			for _, t := range []string{to, imageStore, artifactStore} {
@@ -191,7 +192,7 @@ A bundle need not be imported to be used: name it in sources of the configuratio
 				}
 			}
 			if targets != 1 {
-				return &usageError{errors.New("want one of --to, --image-store and --artifact-store")}
+				return cli.Usage(errors.New("want one of --to, --image-store and --artifact-store"))
 			}
 			l, err := bundleAt(a[0])
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/blob/ocidir"
 	"github.com/holdfast/holdfast/internal/bundle"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/image"
 	"github.com/holdfast/holdfast/internal/indexer"
@@ -51,13 +52,13 @@ lazily from the bundle.
 		Example: `  holdfast bundle create -o /mnt/usb/models.tar quay.io/models/llama:8b quay.io/app:v1
   holdfast bundle create -o ./bundle --index quay.io/app:v1
   holdfast bundle create -o app.tar --name registry.example.com/team/app:v1 oci:./app`,
-		Args: args(cobra.MinimumNArgs(1)),
+		Args: cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if o.output == "" {
-				return &usageError{errors.New("--output: want the file or the directory to write")}
+				return cli.Usage(errors.New("--output: want the file or the directory to write"))
 			}
 			if o.name != "" && len(a) > 1 {
-				return &usageError{errors.New("--name: want one image")}
+				return cli.Usage(errors.New("--name: want one image"))
 			}
 			all, err := o.run(cmd.Context(), a)
 			if err != nil {
@@ -132,7 +133,7 @@ func (o *bundling) pack(ctx context.Context, p *bundle.Packer, name string) (_ *
 	opener := image.Opener{Registry: o.finder.Registry, Platform: image.Machine()}
 	found, err := opener.Locate(ctx, name)
 	if errors.Is(err, image.ErrName) {
-		return nil, &usageError{err}
+		return nil, cli.Usage(err)
 	}
 	if err != nil {
 		return nil, err

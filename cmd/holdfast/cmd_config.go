@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 )
 
@@ -16,7 +17,7 @@ func newConfigCommand(g *globals) *cobra.Command {
 		Use:     "config",
 		Short:   "Check the configuration, or print the default one",
 		Example: "  holdfast config check\n  holdfast config default > /etc/holdfast/config.toml",
-		Args:    args(cobra.NoArgs), // or an unknown command would print the help and succeed
+		Args:    cli.Args(cobra.NoArgs), // or an unknown command would print the help and succeed
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(&cobra.Command{
@@ -24,7 +25,7 @@ func newConfigCommand(g *globals) *cobra.Command {
 		Short:   "Check a configuration file",
 		Long:    "Check a configuration file, and say what is wrong with it.\n" + exitCodes,
 		Example: "  holdfast config check --config ./config.toml",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(g.config)
 			if err != nil {
@@ -43,7 +44,7 @@ func newConfigCommand(g *globals) *cobra.Command {
 		Use:     "default",
 		Short:   "Print a configuration file with every setting and its default",
 		Example: "  holdfast config default > /etc/holdfast/config.toml",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprint(cmd.OutOrStdout(), config.DefaultFile)
 			return err

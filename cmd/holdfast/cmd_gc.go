@@ -11,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -26,10 +27,10 @@ records and layers that no prepared image has. Say for each what is done, and wh
 The daemon does the same by itself. While a runtime's store cannot be read, all is kept.
 ` + exitCodes,
 		Example: "  holdfast gc --dry-run\n  holdfast gc --grace 0s",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if grace < 0 {
-				return &usageError{fmt.Errorf("--grace %s: want 0s or more", grace)}
+				return cli.Usage(fmt.Errorf("--grace %s: want 0s or more", grace))
 			}
 			if cmd.Flags().Changed("grace") {
 				req.Grace = &grace

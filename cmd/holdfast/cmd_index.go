@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/daemon"
 	"github.com/holdfast/holdfast/internal/image"
@@ -38,7 +39,7 @@ func newIndexCommand(g *globals) *cobra.Command {
 		Short: "Make, publish and check indexes for images that carry none",
 		Example: `  holdfast index build quay.io/app:v1
   holdfast index push quay.io/app:v1`,
-		Args: args(cobra.NoArgs), // or an unknown command would print the help and succeed
+		Args: cli.Args(cobra.NoArgs), // or an unknown command would print the help and succeed
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newIndexBuildCommand(g), newIndexPushCommand(g), newIndexListCommand(g), newIndexVerifyCommand(g))
@@ -70,7 +71,7 @@ func (o *indexing) directory(cmd *cobra.Command, name, usage string) {
 func (o *indexing) run(ctx context.Context, do func(*indexer.Indexer) error) (err error) {
 	platform, err := image.ParsePlatform(o.platform)
 	if err != nil {
-		return &usageError{err}
+		return cli.Usage(err)
 	}
 	finder, done, err := o.finder()
 	if err != nil {
@@ -79,7 +80,7 @@ func (o *indexing) run(ctx context.Context, do func(*indexer.Indexer) error) (er
 	defer done()
 	img, err := image.Opener{Registry: finder.Registry, Platform: platform, NoMirrors: o.upstream}.Open(ctx, o.name)
 	if errors.Is(err, image.ErrName) {
-		return &usageError{err}
+		return cli.Usage(err)
 	}
 	if err != nil {
 		return err
@@ -124,12 +125,12 @@ func place(name string) (index.Place, error) {
 	p := index.Place(name)
 	if p == index.RegistryPlace || strings.HasPrefix(name, index.RepositoryPlace) {
 		if err := config.ValidatePlace(p); err != nil {
-			return "", &usageError{err}
+			return "", cli.Usage(err)
 		}
 		return p, nil
 	}
 	if name == "" {
-		return "", &usageError{errors.New("no place is named")}
+		return "", cli.Usage(errors.New("no place is named"))
 	}
 	dir, err := filepath.Abs(name)
 	return index.Place(dir), err

@@ -10,6 +10,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/indexer"
 )
 
@@ -27,7 +28,7 @@ that have an index there, or carry one, are left out.
 ` + imageHelp + exitCodes,
 		Example: `  holdfast index build quay.io/app:v1
   holdfast index build --output /mnt/indexes oci:./app`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o.name = a[0]
 			return o.run(cmd.Context(), func(x *indexer.Indexer) error {

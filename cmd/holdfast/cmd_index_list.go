@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/indexer"
 )
 
@@ -26,13 +27,13 @@ where there is an index, of which kind, and what it is worth: "found" beside the
 image, "bound" by the image's own manifest, or "verified" on this node.
 ` + imageHelp + exitCodes,
 		Example: "  holdfast index list\n  holdfast index list quay.io/app:v1",
-		Args:    args(cobra.MaximumNArgs(1)),
+		Args:    cli.Args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if len(a) == 0 {
 				return o.listDirectory(cmd)
 			}
 			if o.dir != "" {
-				return &usageError{errors.New("--from: want no IMAGE")}
+				return cli.Usage(errors.New("--from: want no IMAGE"))
 			}
 			o.name = a[0]
 			return o.run(cmd.Context(), func(x *indexer.Indexer) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast/holdfast/internal/blob"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/indexer"
 )
@@ -29,7 +30,7 @@ are the node's own, such as those of podman login.
 ` + imageHelp + exitCodes,
 		Example: `  holdfast index push quay.io/app:v1
   holdfast index push --from ./indexes --to docker://quay.io/team/indexes quay.io/app:v1`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o.name = a[0]
 			where, err := place(to)

@@ -9,6 +9,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/index"
 	"github.com/holdfast/holdfast/internal/indexer"
 )
@@ -25,14 +26,14 @@ content of each file lies. Say for each layer "ok", or the first difference. The
 is the best that "holdfast index list" shows, unless a place is named.
 ` + imageHelp + exitCodes,
 		Example: "  holdfast index verify quay.io/app:v1\n  holdfast index verify --place registry quay.io/app:v1",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o.name = a[0]
 			var where index.Place
 			var err error
 			switch {
 			case from != "" && at != "":
-				return &usageError{errors.New("--from and --place: want one of them")}
+				return cli.Usage(errors.New("--from and --place: want one of them"))
 			case from+at != "":
 				where, err = place(from + at)
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -22,7 +23,7 @@ func newListCommand(g *globals) *cobra.Command {
 		Short:   "List prepared images",
 		Long:    "List the images that have been prepared.\n" + exitCodes,
 		Example: "  holdfast list\n  holdfast list --json",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := g.client()
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/pins"
 )
@@ -32,7 +33,7 @@ Without --no-wait, wait until all are there, and say why if one is not. The daem
 goes on trying.
 ` + exitCodes,
 		Example: "  holdfast pin quay.io/models/llama:8b\n  holdfast pins",
-		Args:    args(cobra.MinimumNArgs(1)),
+		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			names, err := parsePins(a)
 			if err != nil {
@@ -61,7 +62,7 @@ func parsePins(a []string) ([]string, error) {
 	for i, n := range a {
 		ref, err := pins.Parse(n)
 		if err != nil {
-			return nil, &usageError{err}
+			return nil, cli.Usage(err)
 		}
 		names[i] = ref.String()
 	}
@@ -77,7 +78,7 @@ freed, but for what containers still use. Those that the configuration pins go w
 they are taken out of it.
 ` + exitCodes,
 		Example: "  holdfast unpin quay.io/models/llama:8b",
-		Args:    args(cobra.MinimumNArgs(1)),
+		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
 			if err != nil {
@@ -109,7 +110,7 @@ func newPinsCommand(g *globals) *cobra.Command {
 they came from, and what keeps those that are not.
 ` + exitCodes,
 		Example: "  holdfast pins\n  holdfast pins --json",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := g.client()
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -30,7 +31,7 @@ The image is looked for in the sources of the configuration, in their order. Wit
 		Example: `  holdfast prepare quay.io/models/llama:8b
   podman run quay.io/models/llama:8b
   holdfast prepare --offline quay.io/models/llama:8b   # from a stick, say`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/profile"
 )
@@ -26,7 +27,7 @@ order, when the image is prepared again. An image is named by its reference, or 
 its manifest digest, also after it has been removed.
 ` + exitCodes,
 		Example: "  holdfast profile show quay.io/models/llama:8b\n  holdfast profile record quay.io/models/llama:8b --for 1m",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newProfileShowCommand(g), newProfileRecordCommand(g), newProfilePushCommand(g), newProfileDropCommand(g))
@@ -41,7 +42,7 @@ func newProfileShowCommand(g *globals) *cobra.Command {
 what it reads first. With --json: the document itself.
 ` + exitCodes,
 		Example: "  holdfast profile show quay.io/models/llama:8b\n  holdfast profile show quay.io/models/llama:8b --json",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
 			if err != nil {
@@ -66,10 +67,10 @@ its profile. Start the container meanwhile. What the kernel has of the image in
 memory is dropped before, as far as no program runs from it.
 ` + exitCodes,
 		Example: "  holdfast profile record quay.io/models/llama:8b --for 1m",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if long <= 0 {
-				return &usageError{fmt.Errorf("--for %s: want more than 0s", long)}
+				return cli.Usage(fmt.Errorf("--for %s: want more than 0s", long))
 			}
 			client, err := g.client()
 			if err != nil {
@@ -108,7 +109,7 @@ the image has been prepared anew records another.
 func profileAction(g *globals, name, done string, do func(*control.Client, context.Context, string) error, cmd *cobra.Command) *cobra.Command {
 	cmd.Use = name + " REFERENCE"
 	cmd.Example = "  holdfast profile " + name + " quay.io/models/llama:8b"
-	cmd.Args = args(cobra.ExactArgs(1))
+	cmd.Args = cli.Args(cobra.ExactArgs(1))
 	cmd.RunE = func(cmd *cobra.Command, a []string) error {
 		client, err := g.client()
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/prepare"
 )
@@ -28,9 +29,9 @@ which are.
 		Example: "  podman rmi quay.io/models/llama:8b\n  holdfast remove quay.io/models/llama:8b\n  holdfast remove --all",
 		Args: func(cmd *cobra.Command, a []string) error {
 			if all {
-				return args(cobra.NoArgs)(cmd, a)
+				return cli.Args(cobra.NoArgs)(cmd, a)
 			}
-			return args(cobra.ExactArgs(1))(cmd, a)
+			return cli.Args(cobra.ExactArgs(1))(cmd, a)
 		},
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()

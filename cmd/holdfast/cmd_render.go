@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/render"
 )
 
@@ -50,7 +51,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 		Example: `  holdfast render -f crc.yaml
   holdfast render -f crc.yaml --base / -o /tmp/files
   holdfast render -f crc.yaml --pool gpu -o ignition | kubectl apply -f -`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd, g) },
 	}
 	f := cmd.Flags()
@@ -65,7 +66,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 
 func (o *renderOptions) run(cmd *cobra.Command, g *globals) error {
 	if len(o.files) == 0 {
-		return &usageError{errors.New("which objects? -f names a file")}
+		return cli.Usage(errors.New("which objects? -f names a file"))
 	}
 	var objects []apiv1.ContainerRuntimeConfig
 	for _, name := range o.files {

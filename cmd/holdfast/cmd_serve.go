@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/credentials"
@@ -50,7 +51,7 @@ worker does not get ready, the old program goes on.
 		Example: `  holdfast serve
   holdfast serve --config ./config.toml
   holdfast serve --replace`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if replace {
 				return g.replaceWorker(cmd.Context(), cmd.OutOrStdout())
@@ -129,7 +130,7 @@ func newWorkerCommand(g *globals) *cobra.Command {
 		Use:    workerName,
 		Short:  "Do the daemon's work; started by `holdfast serve`",
 		Hidden: true,
-		Args:   args(cobra.NoArgs),
+		Args:   cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, log, err := g.daemonConfig()
 			if err != nil {

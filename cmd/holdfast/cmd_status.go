@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast/holdfast/internal/artifacts"
 	"github.com/holdfast/holdfast/internal/cache"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 )
 
@@ -32,7 +33,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 index, how much of it is local, what was fetched, and its last error.
 ` + exitCodes,
 		Example: "  holdfast status\n  holdfast status quay.io/models/llama:8b --json",
-		Args:    args(cobra.MaximumNArgs(1)),
+		Args:    cli.Args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			client, err := g.client()
 			if err != nil {

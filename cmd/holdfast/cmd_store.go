@@ -13,6 +13,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/sharedstore"
 )
@@ -30,7 +31,7 @@ ones in the order of the configuration. The daemon need not run for any of this.
 		Example: `  holdfast store create /mnt/images
   holdfast store add /mnt/images quay.io/models/llama:8b
   podman --storage-opt additionalimagestore=/mnt/images run quay.io/models/llama:8b`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newStoreCreateCommand(g), newStoreAddCommand(g), newStoreListCommand(g), newStoreVerifyCommand(g), newStoreRemoveCommand(g), newStorePruneCommand(g))
@@ -62,7 +63,7 @@ If you make a store on the disk of a server that exports it by NFS, say --nfs: N
 not show what a disk keeps besides.
 ` + exitCodes,
 		Example: "  holdfast store create /mnt/images",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := sharedstore.Create(cmd.Context(), a[0], forNFS)
 			if err != nil {
@@ -89,7 +90,7 @@ func newStoreListCommand(g *globals) *cobra.Command {
 		Short:   "List the images in a store",
 		Long:    "List the images in a store.\n" + exitCodes,
 		Example: "  holdfast store list /mnt/images",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := sharedstore.Open(a[0])
 			if err != nil {
@@ -128,7 +129,7 @@ only the name goes. The layers stay, since containers may run from them on nodes
 this one knows nothing of: see holdfast store prune.
 ` + exitCodes,
 		Example: "  holdfast store remove /mnt/images quay.io/models/llama:8b",
-		Args:    args(cobra.MinimumNArgs(2)),
+		Args:    cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := sharedstore.Open(a[0])
 			if err != nil {
@@ -165,10 +166,10 @@ that they have pulled is built on one. So let the grace period be longer than im
 are in use anywhere.
 ` + exitCodes,
 		Example: "  holdfast store prune /mnt/images --dry-run\n  holdfast store prune /mnt/images --grace 720h",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if o.Grace < 0 {
-				return &usageError{fmt.Errorf("--grace %s: want 0s or more", o.Grace)}
+				return cli.Usage(fmt.Errorf("--grace %s: want 0s or more", o.Grace))
 			}
 			s, err := sharedstore.Open(a[0])
 			if err != nil {
@@ -220,7 +221,7 @@ configurations, the attributes of files, the records. It writes nothing, and say
 exactly what is wrong and what to do. The exit code is 1 if anything is.
 ` + exitCodes,
 		Example: "  holdfast store verify /mnt/images",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := sharedstore.Open(a[0])
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/holdfast/holdfast/internal/blob/registry"
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/daemon"
 	"github.com/holdfast/holdfast/internal/image"
@@ -45,10 +46,10 @@ first gets the name, the others are found by their digests.
   holdfast store add /mnt/images --from /mnt/other quay.io/models/llama:8b
   holdfast store add /mnt/images ./app.tar --name registry.example.com/team/app:v1
   holdfast store add /mnt/images quay.io/app:v1 --platform linux/amd64 --platform linux/arm64`,
-		Args: args(cobra.MinimumNArgs(2)),
+		Args: cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if o.name != "" && len(a) > 2 {
-				return &usageError{errors.New("--name: want one image")}
+				return cli.Usage(errors.New("--name: want one image"))
 			}
 			added, err := o.run(cmd.Context(), a[0], a[1:])
 			return errors.Join(g.print(cmd.OutOrStdout(), added, func() error { return printAdded(cmd.OutOrStdout(), added) }), err)
@@ -85,7 +86,7 @@ func (o *adding) run(ctx context.Context, path string, names []string) ([]*share
 		for n, text := range slices.Compact(slices.Clone(o.platforms)) {
 			platform, err := image.ParsePlatform(text)
 			if err != nil {
-				return all, &usageError{err}
+				return all, cli.Usage(err)
 			}
 			added, err := o.add(ctx, s, image.Opener{Registry: client, Platform: platform}, name, n > 0)
 			if err != nil {
@@ -124,7 +125,7 @@ func (o *adding) copy(ctx context.Context, s *sharedstore.Store, names []string)
 func (o *adding) add(ctx context.Context, s *sharedstore.Store, opener image.Opener, name string, another bool) (_ *sharedstore.Added, err error) {
 	opened, err := opener.Open(ctx, name)
 	if errors.Is(err, image.ErrName) {
-		return nil, &usageError{err}
+		return nil, cli.Usage(err)
 	}
 	if err != nil {
 		return nil, err
@@ -137,7 +138,7 @@ func (o *adding) add(ctx context.Context, s *sharedstore.Store, opener image.Ope
 	if another {
 		ref, err := reference.ParseNamed(full)
 		if err != nil {
-			return nil, &usageError{err}
+			return nil, cli.Usage(err)
 		}
 		byDigest, err := reference.WithDigest(reference.TrimNamed(ref), opened.Manifest.Digest)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/mirrorconf"
 	"github.com/holdfast/holdfast/internal/uninstall"
@@ -34,7 +35,7 @@ Running it again does no harm.
 		Example: `  systemctl disable --now holdfast
   holdfast uninstall --dry-run
   holdfast uninstall`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(g.config)
 			if err != nil {

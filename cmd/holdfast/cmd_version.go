@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/daemon"
 )
 
@@ -16,7 +17,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  holdfast version --json",
-		Args:    args(cobra.NoArgs),
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := struct {
 				Version string `json:"version"`

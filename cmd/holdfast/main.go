@@ -11,9 +11,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/keeper"
 	"github.com/holdfast/holdfast/internal/prepare"
@@ -41,21 +41,17 @@ func Main() int {
 	if filepath.Base(os.Args[0]) == hookName {
 		return runHook(ctx, os.Stdin, os.Stderr)
 	}
-	err := newRootCommand().ExecuteContext(ctx)
+	err := cli.Execute(ctx, newRootCommand())
 	if err == nil {
 		return 0
-	}
-	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
-		err = &usageError{err}
 	}
 	fmt.Fprintf(os.Stderr, "holdfast: %v\n", err)
 	return exitCode(err)
 }
 
 func exitCode(err error) int {
-	var usage *usageError
 	switch {
-	case errors.As(err, &usage):
+	case cli.IsUsage(err):
 		return exitUsage
 	case errors.Is(err, control.ErrNotRunning), errors.Is(err, keeper.ErrNotRunning):
 		fmt.Fprintln(os.Stderr, "Start it with `systemctl start holdfast`, or `holdfast serve`.")
@@ -72,9 +68,3 @@ func exitCode(err error) int {
 		return exitFailure
 	}
 }
-
-// usageError is a mistake on the command line.
-type usageError struct{ err error }
-
-func (e *usageError) Error() string { return e.err.Error() + " (see --help)" }
-func (e *usageError) Unwrap() error { return e.err }

@@ -3,14 +3,13 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/config"
 	"github.com/holdfast/holdfast/internal/control"
 	"github.com/holdfast/holdfast/internal/daemon"
@@ -37,7 +36,6 @@ downloaded, with unmodified images and unmodified runtimes.
 		SilenceErrors: true,
 		Version:       daemon.Version,
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	cmd.PersistentFlags().StringVar(&g.config, "config", config.DefaultPath, "the daemon's configuration `file`")
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
 	cmd.AddCommand(
@@ -45,16 +43,6 @@ downloaded, with unmodified images and unmodified runtimes.
 		newRemoveCommand(g), newGCCommand(g), newIndexCommand(g), newProfileCommand(g), newPinCommand(g), newUnpinCommand(g), newPinsCommand(g), newStoreCommand(g), newBundleCommand(g), newArtifactCommand(g), newRenderCommand(g), newUninstallCommand(g), newConfigCommand(g), newVersionCommand(g),
 	)
 	return cmd
-}
-
-// args makes the wrong number of arguments a usage error.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, a []string) error {
-		if err := check(cmd, a); err != nil {
-			return &usageError{err}
-		}
-		return nil
-	}
 }
 
 // client returns a client of the daemon that the configuration describes.
@@ -68,15 +56,7 @@ func (g *globals) client() (*control.Client, error) {
 
 // print writes v as JSON if that was asked for, and else calls text.
 func (g *globals) print(w io.Writer, v any, text func() error) error {
-	if !g.json {
-		return text()
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("writing JSON: %w", err)
-	}
-	return nil
+	return cli.Print(w, g.json, v, text)
 }
 
 // isTerminal reports whether a file is a terminal.

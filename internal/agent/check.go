@@ -6,10 +6,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +15,6 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 )
 
 // Kind is a kind of store.
@@ -122,91 +119,6 @@ func (c *checker) look(s Store) error {
 	default:
 		return lookAtArtifacts(path)
 	}
-}
-
-// explain says in words what an error of a path means.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return errors.New("it does not exist")
-	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
-		return fmt.Errorf("its FUSE process is gone, the mount is dead: %w", err)
-	case errors.Is(err, unix.ESTALE):
-		return fmt.Errorf("the NFS server does not have it any more: %w", err)
-	}
-	return err
-}
-
-func someNames(dir string) ([]string, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	names, err := f.Readdirnames(16)
-	if err != nil && len(names) == 0 && !errors.Is(err, fs.ErrNotExist) && err.Error() != "EOF" {
-		return nil, err
-	}
-	return names, nil
-}
-
-// lookAtImages wants what containers/storage needs to be there before it opens a store
-// (store.go, load): it makes what is missing, which fails where it may not write.
-func lookAtImages(path string) error {
-	for _, name := range []string{"overlay-images/images.json", "overlay-layers/layers.json"} {
-		data, err := os.ReadFile(filepath.Join(path, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("it is not an image store: %s is missing; `holdfast store create` and `podman --root` make one", name)
-		}
-		if err != nil {
-			return explain(err)
-		}
-		if !json.Valid(data) {
-			return fmt.Errorf("%s is not JSON", name)
-		}
-		lock := strings.TrimSuffix(name, ".json") + ".lock"
-		if _, err := os.Stat(filepath.Join(path, lock)); err != nil {
-			if unix.Access(filepath.Dir(filepath.Join(path, lock)), unix.W_OK) != nil {
-				return fmt.Errorf("%s is missing, and the store is read-only: make it where the store is written", lock)
-			}
-		}
-	}
-	return nil
-}
-
-func lookAtLayers(path string, names []string) error {
-	mounted, err := mountinfo.Mounted(path)
-	if err != nil {
-		return explain(err)
-	}
-	if !mounted && len(names) == 0 {
-		return errors.New("it is an empty directory: nothing is mounted there; its service has not started")
-	}
-	return nil
-}
-
-// lookAtArtifacts wants a store that CRI-O could open: its lock for writing, too
-// (libartifact, NewArtifactStore), and later for each list, or CRI-O ends.
-func lookAtArtifacts(path string) error {
-	dir := filepath.Join(path, "artifacts")
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if unix.Access(path, unix.W_OK) != nil {
-			return errors.New("it is not an artifact store: artifacts/ is missing, and it is read-only")
-		}
-		return nil // CRI-O makes it
-	}
-	index, err := os.ReadFile(filepath.Join(dir, "index.json"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return explain(err)
-	}
-	if err == nil && !json.Valid(index) {
-		return errors.New("artifacts/index.json is not JSON")
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "index.lock"), os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // as CRI-O makes it
-	if err != nil {
-		return fmt.Errorf("CRI-O has to be able to write its lock: let the Holdfast daemon serve it, for which it may be read-only (spec.holdfast): %w", err)
-	}
-	return f.Close()
 }
 
 // unmounted says so if something should be mounted at a path, or above it, and is not:

@@ -66,14 +66,7 @@ func Main() {
 
 // standInDaemon answers where the Holdfast daemon does.
 func standInDaemon(root string) error {
-	socket := filepath.Join(root, daemonSocket)
-	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
-		return err
-	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	l, err := net.Listen("unix", socket)
+	l, err := listen(filepath.Join(root, daemonSocket))
 	if err != nil {
 		return err
 	}
@@ -84,6 +77,17 @@ func standInDaemon(root string) error {
 		}
 		_ = c.Close()
 	}
+}
+
+// listen opens a socket, in place of one that a process has left.
+func listen(socket string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return net.Listen("unix", socket)
 }
 
 // Node is a node.

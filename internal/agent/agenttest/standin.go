@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,13 +68,7 @@ func standIn(root string) error {
 		select {}
 	}
 	time.Sleep(b.Delay)
-	if err := os.MkdirAll(filepath.Dir(crioSocket), 0o700); err != nil {
-		return err
-	}
-	if err := os.Remove(crioSocket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	l, err := net.Listen("unix", crioSocket)
+	l, err := listen(crioSocket)
 	if err != nil {
 		return err
 	}
