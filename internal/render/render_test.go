@@ -158,7 +158,7 @@ func checkLoads(t *testing.T, base string, spec apiv1.ContainerRuntimeConfigSpec
 	if UsesDaemon(spec, daemon) {
 		want = append(want, "imagestore="+daemon.Store)
 	}
-	if size := spec.ContainerRuntimeConfig.OverlaySize; size != nil {
+	if size := spec.ContainerRuntimeConfig.OverlaySize; size != nil && !size.IsZero() {
 		want = append(want, fmt.Sprintf("overlay.size=%d", size.Value()))
 	}
 	for _, o := range want {
