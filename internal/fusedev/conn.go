@@ -250,19 +250,29 @@ func (c *Conn) teach() error {
 	}
 }
 
-// pollOnce opens, polls and closes a file without the runtime's poller.
+// pollOnce opens, polls and closes a file without the runtime's poller. Signals, with
+// which Go's scheduler preempts goroutines, may interrupt each.
 func pollOnce(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for errors.Is(err, unix.EINTR) {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return fmt.Errorf("opening %s: %w", path, err)
 	}
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
-		return errors.Join(fmt.Errorf("polling %s: %w", path, err), unix.Close(fd))
+	poll := func() error {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err
 	}
-	if err := unix.Close(fd); err != nil {
-		return fmt.Errorf("closing %s: %w", path, err)
+	for err = poll(); errors.Is(err, unix.EINTR); err = poll() {
 	}
-	return nil
+	if err != nil {
+		err = fmt.Errorf("polling %s: %w", path, err)
+	}
+	if closed := unix.Close(fd); closed != nil && !errors.Is(closed, unix.EINTR) { // it is closed then, too
+		err = errors.Join(err, fmt.Errorf("closing %s: %w", path, closed))
+	}
+	return err
 }
 
 // empty is a device without data.
