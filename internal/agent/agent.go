@@ -107,6 +107,9 @@ type Agent struct {
 
 // New returns an agent. It starts nothing.
 func New(o Options) (*Agent, error) {
+	if info, err := os.Stat(o.Root); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("there is no node at %s: want the root directory of its file system", o.Root)
+	}
 	h := host{o.Root}
 	stateDir, err := h.path(o.StateDir)
 	if err != nil {
