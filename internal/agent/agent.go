@@ -168,10 +168,13 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 	}
 	if up, err := a.runtime.ask(ctx); err == nil {
 		r.Runtime = RuntimeStatus{true, up.version}
+		if st.Pending == nil && up.process != st.Loaded.Process {
+			st.Loaded.Stores = st.Stores // it has started since, with what is in the files
+		}
 	}
 	outcome, done, err := a.recoverChange(ctx, st, r)
 	if err == nil && !done {
-		outcome, err = a.bring(ctx, st, want.Spec, r)
+		outcome, err = a.bring(ctx, st, want.Spec, false, r)
 		if err == nil && (outcome == RolledBack || outcome == Waiting) {
 			err = a.keepProved(ctx, st, want.Spec, r)
 		}
@@ -192,11 +195,12 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 }
 
 // bring plans and applies.
-func (a *Agent) bring(ctx context.Context, st *state, spec apiv1.ContainerRuntimeConfigSpec, r *Report) (string, error) {
+func (a *Agent) bring(ctx context.Context, st *state, spec apiv1.ContainerRuntimeConfigSpec, keeping bool, r *Report) (string, error) {
 	p, err := a.planFor(ctx, st, spec, r)
 	if err != nil {
 		return Failed, err
 	}
+	p.keeping = keeping
 	outcome, err := a.apply(ctx, st, p, r)
 	if err != nil {
 		return outcome, err
@@ -214,9 +218,9 @@ func (a *Agent) keepProved(ctx context.Context, st *state, asked apiv1.Container
 	if st.Spec == nil || st.Pending != nil || reflect.DeepEqual(*st.Spec, asked) {
 		return nil
 	}
-	failures, kept := st.Failed, *r
-	_, err := a.bring(ctx, st, *st.Spec, &kept)
-	st.Failed = failures
+	failure, kept := st.Failed, *r
+	_, err := a.bring(ctx, st, *st.Spec, true, &kept)
+	st.Failed = failure
 	r.Stores, r.Daemon, r.Restarts = kept.Stores, kept.Daemon, kept.Restarts
 	return err
 }

@@ -39,6 +39,7 @@ type plan struct {
 	store      Store // the daemon's
 	disruption apiv1.Disruption
 	missed     []Store  // see state.Missed
+	keeping    bool     // see Agent.keepProved
 	dead       []string // stores in use that are dead: a restart would take them away
 }
 
@@ -74,12 +75,14 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		// for them to say.
 		needed = nothing
 	}
+	if needed == restart && len(p.dead) > 0 && p.keeping {
+		needed = nothing // the files are for the next start
+	}
 	if same && needed == nothing && (st.Pending == nil || st.Pending.Phase == unproved) {
 		a.settle(st, p)
 		return Unchanged, nil
 	}
-	digest := digestOf(p.files)
-	if f := st.failure(digest, &p.spec, upErr == nil); f != nil && !a.o.Retry && !a.again(f, upErr == nil) {
+	if f := st.Failed; f != nil && f.Spec == digestOfSpec(&p.spec) && !a.o.Retry && !a.again(f, upErr == nil) {
 		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it; change it, or try again with `holdfast-operator agent --once`: %s", f.Time.Format(time.RFC3339), f.Reason)
 		return RolledBack, nil
 	}

@@ -190,7 +190,7 @@ func TestUpgrade(t *testing.T) {
 	if err := n.Install(t.Context(), []string{object}); err != nil {
 		t.Fatal(err)
 	}
-	if unit := n.Read(t, "/etc/systemd/system/holdfast-agent.service"); !strings.Contains(unit, "holdfast-operator agent --ready-timeout 3s --file /etc/holdfast") {
+	if unit := n.Read(t, "/etc/systemd/system/holdfast-agent.service"); !strings.Contains(unit, "holdfast-operator agent --ready-timeout 5s --file /etc/holdfast") {
 		t.Error(unit)
 	}
 	d, err := agent.Source{Files: []string{n.Path(agent.ObjectsDir)}}.Load()

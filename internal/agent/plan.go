@@ -54,7 +54,7 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 	if err := a.keepUsed(ctx, st, s); err != nil {
 		return nil, err
 	}
-	r.Stores, p.stores, p.dead, p.missed = s.status, s.listed, s.deadInUse, s.missed
+	r.Stores, p.stores, p.dead, p.missed = s.status, s.inFiles(paths, p), s.deadInUse, s.missed
 	rendered := func(config apiv1.ContainerRuntimeConfiguration) (map[string]*content, map[string]managed, error) {
 		spec := apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &config, Holdfast: want.Holdfast}
 		files, err := render.Files(spec, bases.of, render.Options{Prefix: st.Prefix, WithoutDaemon: !p.daemon})
@@ -86,13 +86,37 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 // sifted is what has become of the stores of a configuration.
 type sifted struct {
 	status []StoreStatus
-	listed []Store // in the files
+	listed []Store // in the files, in no order
 	// files is the configuration without what is withheld, compare the same with what is
 	// withheld now and what the running CRI-O has loaded: for that it is not restarted.
 	files, compare apiv1.ContainerRuntimeConfiguration
 	dead           []Store // withheld, and loaded
 	deadInUse      []string
 	missed         []Store // see state.Missed
+}
+
+// inFiles are the stores of the files, in the order in which they are there.
+func (s *sifted) inFiles(paths render.Daemon, p *plan) []Store {
+	var all []Store
+	for _, l := range s.files.AdditionalLayerStores {
+		if !paths.Own(l.Path) {
+			all = append(all, layerStore(l))
+		}
+	}
+	for _, i := range s.files.AdditionalImageStores {
+		if store := imageStore(i); !p.daemon || store != p.store {
+			all = append(all, store)
+		}
+	}
+	if p.daemon {
+		return append(all, p.store)
+	}
+	for _, t := range s.files.AdditionalArtifactStores {
+		if t.Filter == nil {
+			all = append(all, artifactStore(t))
+		}
+	}
+	return all
 }
 
 // verdict is what is to become of a store.

@@ -44,9 +44,8 @@ type state struct {
 	Pending *change `json:"pending,omitempty"`
 	// Spec is what was asked for when the files were last proved.
 	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec,omitempty"`
-	// Failed are changes since then that CRI-O did not start with, the last ones: stores that
-	// come and go make several of one configuration.
-	Failed []failure `json:"failed,omitempty"`
+	// Failed is what was asked for since then, if CRI-O did not start with it.
+	Failed *failure `json:"failed,omitempty"`
 	// Units is whether systemd has to be told of new units.
 	Units bool `json:"units,omitempty"`
 	// Prefix is where the daemon was installed, "" if it was not.
@@ -108,10 +107,10 @@ type Edit struct {
 	Found  string    `json:"found,omitempty"` // tells it from others, as long as it is there
 }
 
-// failure is a change that was undone.
+// failure is something that was asked for, and undone. It is not tried again with
+// other stores: each trial costs two restarts of CRI-O.
 type failure struct {
-	Files  string    `json:"files"` // digestOf them
-	Spec   string    `json:"spec"`  // digestOfSpec of what was asked for
+	Spec   string    `json:"spec"` // digestOfSpec
 	Reason string    `json:"reason"`
 	Down   bool      `json:"down,omitempty"` // it did not start with the old files either
 	Time   time.Time `json:"time"`
@@ -170,29 +169,7 @@ func (s *state) commit() {
 	s.Pending, s.Failed = nil, nil
 }
 
-// maxFailures bounds what is remembered of changes that failed.
-const maxFailures = 16
-
-// failed notes a change that was undone.
-func (s *state) failed(f failure) {
-	s.Failed = slices.DeleteFunc(s.Failed, func(o failure) bool { return o.Files == f.Files })
-	s.Failed = append(s.Failed, f)
-	s.Failed = s.Failed[max(0, len(s.Failed)-maxFailures):]
-}
-
-// failure returns the change by which files were undone, nil if they were not. With a CRI-O that does
-// not run it is any with what is asked for, whatever stores there were: at a boot is not
-// the time to try.
-func (s *state) failure(files string, spec *apiv1.ContainerRuntimeConfigSpec, up bool) *failure {
-	asked := digestOfSpec(spec)
-	for i := range s.Failed {
-		if f := &s.Failed[i]; f.Files == files || !up && f.Spec == asked {
-			return f
-		}
-	}
-	return nil
-}
-
+// digestOfSpec tells what is asked for from other things.
 func digestOfSpec(spec *apiv1.ContainerRuntimeConfigSpec) string {
 	text, err := json.Marshal(spec)
 	if err != nil {

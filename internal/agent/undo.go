@@ -39,7 +39,7 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 			return Failed, err
 		}
 	}
-	st.failed(failure{Files: digestOf(c.Next), Spec: digestOfSpec(c.Spec), Reason: reason.Error(), Down: down, Time: a.now()})
+	st.Failed = &failure{Spec: digestOfSpec(c.Spec), Reason: reason.Error(), Down: down, Time: a.now()}
 	st.Pending = nil
 	return RolledBack, st.save(a.stateDir)
 }
@@ -57,7 +57,7 @@ func (a *Agent) restartOnOld(ctx context.Context, st *state, r *Report) (down bo
 	if down = err != nil; down {
 		r.Error = fmt.Sprintf("%s; it does not start with the old files either: %s", c.Reason, err)
 	}
-	st.Loaded.Process, st.Loaded.Version = up.process, up.version
+	st.Loaded.Process, st.Loaded.Version, st.Loaded.Stores = up.process, up.version, st.Stores
 	if st.Loaded.Config, st.Loaded.Registries, err = a.host.effective(c.Previous); err != nil {
 		return down, err
 	}

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ import (
 // The commands of a test's program by which it is something else.
 const (
 	crioCommand      = "standin-crio"
+	checkCommand     = "standin-crio-check"
 	daemonCommand    = "standin-daemon"
 	systemctlCommand = "standin-systemctl"
 	daemonSocket     = "/run/holdfast/holdfast.sock"
@@ -47,7 +49,9 @@ func Main() {
 	var err error
 	switch os.Args[1] {
 	case crioCommand:
-		err = standIn(os.Args[2])
+		err = standIn(os.Args[2], false)
+	case checkCommand:
+		err = standIn(os.Args[2], true)
 	case daemonCommand:
 		err = standInDaemon(os.Args[2])
 	case systemctlCommand:
@@ -198,7 +202,7 @@ func (n *Node) Systemctl(program string) []string { return []string{program, sys
 func (n *Node) Options() agent.Options {
 	o := agent.Defaults()
 	o.Root, o.Systemctl = n.Root, n.Systemctl("/proc/self/exe")
-	o.CheckTimeout, o.ReadyTimeout, o.Failures = time.Second, 3*time.Second, 1
+	o.CheckTimeout, o.ReadyTimeout, o.Failures = 3*time.Second, 5*time.Second, 1
 	return o
 }
 
@@ -231,6 +235,16 @@ func (n *Node) Refer(t testing.TB, layer, image string) {
 	t.Helper()
 	n.Write(t, "/var/lib/containers/storage/overlay-images/images.json",
 		fmt.Sprintf(`[{"id":"%064d","names":[%q],"layer":%q,"created":"2026-01-01T00:00:00Z"}]`, 1, image, layer))
+}
+
+// WouldStart returns why CRI-O would not start with the files that are there now.
+func (n *Node) WouldStart(t testing.TB) error {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "/proc/self/exe", checkCommand, n.Root).CombinedOutput() //nolint:gosec // ourselves
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // Images lists what CRI-O lists.

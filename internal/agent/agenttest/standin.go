@@ -37,7 +37,8 @@ const (
 
 // standIn is CRI-O as far as its start is concerned: it reads the files that CRI-O reads, with the
 // code that CRI-O has for it, and ends when CRI-O would (pkg/config/config.go, Validate).
-func standIn(root string) error {
+// With only the check it ends when it would be ready.
+func standIn(root string, onlyCheck bool) error {
 	if err := errors.Join(unix.Chroot(root), unix.Chdir("/")); err != nil {
 		return err
 	}
@@ -63,6 +64,9 @@ func standIn(root string) error {
 	defer store.Shutdown(false) //nolint:errcheck // it ends
 	if err := c.validate(); err != nil {
 		return err
+	}
+	if onlyCheck {
+		return nil
 	}
 	if b.Never {
 		select {}

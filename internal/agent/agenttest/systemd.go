@@ -55,7 +55,7 @@ type reply struct {
 }
 
 // startTimeout is how long a unit may take to get ready.
-const startTimeout = 2 * time.Second
+const startTimeout = 4 * time.Second
 
 // Calls are the calls that changed something, in order, and forgets them.
 func (s *Systemd) Calls() []string {
