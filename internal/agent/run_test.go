@@ -42,7 +42,7 @@ func writeObject(t *testing.T, dir, name, spec string) {
 // eventually waits for something that the service does.
 func (n *node) eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not in time", what)
 		}
