@@ -4,7 +4,10 @@
 // as they are in this directory: for whoever installs without it.
 package deploy
 
-import _ "embed" // for the files below
+import (
+	"bytes"
+	_ "embed" // for the files below
+)
 
 // The files, as an installation below /usr/local has them.
 var (
@@ -17,3 +20,11 @@ var (
 	//go:embed registries.conf.d/50-holdfast.conf
 	PullHook []byte // /etc/containers/registries.conf.d/50-holdfast.conf
 )
+
+// At is a file of an installation below another prefix; "" is /usr/local.
+func At(prefix string, file []byte) []byte {
+	if prefix == "" {
+		return file
+	}
+	return bytes.ReplaceAll(file, []byte("/usr/local"), []byte(prefix))
+}

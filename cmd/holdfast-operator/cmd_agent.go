@@ -32,12 +32,19 @@ type nodeOptions struct {
 	withoutPrograms, retry, live                      bool
 }
 
-func (o *nodeOptions) addFlags(cmd *cobra.Command) {
+// addPlaces adds the flags that say where the node is, and what the agent remembers of it.
+func (o *nodeOptions) addPlaces(cmd *cobra.Command) {
 	d := agent.Defaults()
 	f := cmd.Flags()
 	f.StringVar(&o.root, "root", d.Root, "the root `directory` of the node's file system; another than / is an image that is being built: nothing is started or looked at")
-	f.BoolVar(&o.live, "live", false, "--root is that of the running node, as a container sees it: units are started, stores are looked at")
 	f.StringVar(&o.stateDir, "state-dir", d.StateDir, "the `directory` for what the agent remembers")
+}
+
+func (o *nodeOptions) addFlags(cmd *cobra.Command) {
+	o.addPlaces(cmd)
+	d := agent.Defaults()
+	f := cmd.Flags()
+	f.BoolVar(&o.live, "live", false, "--root is that of the running node, as a container sees it: units are started, stores are looked at")
 	f.StringVar(&o.socket, "cri-socket", d.Socket, "CRI-O's `socket`")
 	f.StringVar(&o.unit, "crio-unit", d.Unit, "CRI-O's systemd `unit`")
 	f.StringVar(&o.systemctl, "systemctl", "", "the `program`, with arguments, that starts and stops units, if it is another than systemctl")
@@ -162,10 +169,11 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Example: "  holdfast-operator agent status\n  holdfast-operator agent status --json",
 		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			options, err := o.options()
-			if err != nil {
+			if err := checkRoot(); err != nil {
 				return err
 			}
+			options := agent.Defaults()
+			options.Root, options.StateDir = o.root, o.stateDir
 			r, err := agent.LastReport(options)
 			if err != nil {
 				return err
@@ -173,7 +181,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 			return printReport(cmd.OutOrStdout(), g, r)
 		},
 	}
-	o.addFlags(cmd)
+	o.addPlaces(cmd)
 	return cmd
 }
 

@@ -17,14 +17,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"time"
 
+	apiv1 "github.com/holdfast/holdfast/api/v1"
 	"github.com/holdfast/holdfast/internal/filelock"
 	"github.com/holdfast/holdfast/internal/render"
-
-	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
 
 // Options say what the agent works on.
@@ -215,7 +213,7 @@ func (a *Agent) bring(ctx context.Context, st *state, spec apiv1.ContainerRuntim
 // keepProved keeps the node at what it had while what is asked for cannot be had: also of
 // that, stores may die that CRI-O would not start with.
 func (a *Agent) keepProved(ctx context.Context, st *state, asked apiv1.ContainerRuntimeConfigSpec, r *Report) error {
-	if st.Spec == nil || st.Pending != nil || reflect.DeepEqual(*st.Spec, asked) {
+	if st.Spec == nil || st.Pending != nil || digestOfSpec(st.Spec) == digestOfSpec(&asked) {
 		return nil
 	}
 	failure, kept := st.Failed, *r

@@ -101,6 +101,14 @@ func (n *node) sync(t *testing.T, d agent.Desired, outcome string, restarts int)
 	return r
 }
 
+// move renames something of the node, as if it went, or came.
+func (n *node) move(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(n.Path(from), n.Path(to)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // listed are the image stores in storage.conf.
 func (n *node) listed(t *testing.T) string {
 	t.Helper()

@@ -96,7 +96,7 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 	}
 	a.starting = time.Time{}
 	st.begin(&change{
-		Phase: writing, Started: a.now(), Boot: a.host.bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon, Spec: &p.spec,
+		Phase: writing, Started: a.now(), Boot: bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon, Spec: &p.spec,
 		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Foreign: p.foreign, Stores: p.stores},
 	})
 	if err := st.save(a.stateDir); err != nil {

@@ -33,15 +33,11 @@ func TestBoot(t *testing.T) {
 
 	n.Systemd.Boot()
 	n.restartAgent(t)
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	n.sync(t, d, agent.Written, 0)
 	n.startCRIO(t)
 	n.sync(t, d, agent.Unchanged, 0)
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/s")
 	n.sync(t, d, agent.Applied, 1)
 }
 

@@ -45,7 +45,7 @@ func (a *Agent) provideDaemon(ctx context.Context, st *state, b *bases, spec api
 }
 
 func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon) error {
-	if err := a.install(st); err != nil {
+	if err := a.install(ctx, st); err != nil {
 		return err
 	}
 	if err := a.createStore(paths); err != nil {

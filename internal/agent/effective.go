@@ -20,7 +20,6 @@ import (
 
 const (
 	crioConf       = "/etc/crio/crio.conf"
-	vendorStorage  = "/usr/share/containers/storage.conf"
 	registriesConf = "/etc/containers/registries.conf"
 	registriesDir  = "/etc/containers/registries.conf.d"
 )
@@ -38,7 +37,7 @@ func (h host) effective(files map[string]*content) (config, registries string, e
 	}
 	storage, err := read(render.StorageConf)
 	if storage == nil && err == nil {
-		storage, err = read(vendorStorage)
+		storage, err = read(render.VendorStorage)
 	}
 	if err != nil {
 		return "", "", err

@@ -162,7 +162,7 @@ func digestOf(files map[string]*content) string {
 }
 
 // bootID differs from boot to boot.
-func (h host) bootID() string {
+func bootID() string {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""

@@ -41,7 +41,7 @@ func prefixes() []string { return []string{"/usr/local", "/opt/holdfast", "/var/
 
 // install puts the daemon's programs and units on the node, if they are not there
 // or are others.
-func (a *Agent) install(st *state) (err error) {
+func (a *Agent) install(ctx context.Context, st *state) (err error) {
 	if a.o.Programs == "" {
 		return nil // the node has it, or not
 	}
@@ -69,7 +69,7 @@ func (a *Agent) install(st *state) (err error) {
 		}
 	}
 	units := map[string][]byte{
-		filepath.Join(unitDir, DaemonUnit): withPrefix(deploy.Service, st.Prefix),
+		filepath.Join(unitDir, DaemonUnit): deploy.At(st.Prefix, deploy.Service),
 		filepath.Join(unitDir, AgentUnit):  a.agentUnit(st.Prefix),
 		tmpfilesConf:                       deploy.Tmpfiles,
 	}
@@ -89,7 +89,7 @@ func (a *Agent) install(st *state) (err error) {
 	if !st.Units {
 		return nil
 	}
-	err = a.runtime.control(context.Background(), "daemon-reload")
+	err = a.runtime.control(ctx, "daemon-reload")
 	st.Units = err != nil
 	return err
 }
@@ -106,12 +106,8 @@ func (a *Agent) agentUnit(prefix string) []byte {
 			fmt.Fprintf(&flags, " --%s %s", f.name, f.value)
 		}
 	}
-	unit := bytes.Replace(withPrefix(deploy.AgentService, prefix), []byte(" agent --file"), []byte(" agent"+flags.String()+" --file"), 1)
+	unit := bytes.Replace(deploy.At(prefix, deploy.AgentService), []byte(" agent --file"), []byte(" agent"+flags.String()+" --file"), 1)
 	return bytes.ReplaceAll(unit, []byte(d.Unit), []byte(a.o.Unit))
-}
-
-func withPrefix(data []byte, prefix string) []byte {
-	return bytes.ReplaceAll(data, []byte("/usr/local"), []byte(prefix))
 }
 
 func ignoreMissing(err error) error {

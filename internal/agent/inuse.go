@@ -48,7 +48,7 @@ func (h host) graphRoots(files map[string]*content) ([]string, error) {
 	c := files[render.StorageConf]
 	if c == nil {
 		var err error
-		if c, err = h.content(vendorStorage); err != nil {
+		if c, err = h.content(render.VendorStorage); err != nil {
 			return nil, err
 		}
 	}

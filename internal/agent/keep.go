@@ -13,7 +13,7 @@ import (
 
 // keepUsed keeps stores in the files that are not wanted any more, as long as images
 // refer to them, and finds out which of the dead ones are in use.
-func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
+func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted, p *plan) error {
 	storage, err := a.host.content(render.StorageConf)
 	if err != nil {
 		return err
@@ -25,7 +25,7 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 			s.deadInUse = append(s.deadInUse, store.String())
 		}
 	}
-	for _, store := range st.unwanted(s) {
+	for _, store := range st.unwanted(s, p) {
 		if a.o.Offline && !a.host.exists(store.Path) {
 			continue // it is not part of the image
 		}
@@ -43,7 +43,6 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 		if len(users) == 0 {
 			continue
 		}
-		s.listed = append(s.listed, store)
 		before := st.before(store, loaded)
 		keep(&s.files, store, before)
 		keep(&s.compare, store, before)
@@ -54,10 +53,10 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted) error {
 
 // unwanted are the stores that a runtime may have been told of, and that the configuration
 // does not have.
-func (s *state) unwanted(now *sifted) []Store {
+func (s *state) unwanted(now *sifted, p *plan) []Store {
 	var all []Store
 	for _, store := range slices.Concat(s.listed(), s.Loaded.Stores, s.Missed) {
-		known := slices.Contains(now.listed, store) || slices.Contains(all, store) ||
+		known := p.daemon && store == p.store || slices.Contains(all, store) ||
 			slices.ContainsFunc(now.status, func(o StoreStatus) bool { return o.Store == store })
 		if !known {
 			all = append(all, store)

@@ -23,9 +23,7 @@ func TestUndoneIsLookedAfter(t *testing.T) {
 	bad := want(t, "  containerRuntimeConfig: {defaultRuntime: runc, additionalImageStores: [{path: /mnt/s}]}\n")
 	n.sync(t, bad, agent.RolledBack, 2)
 	n.sync(t, bad, agent.RolledBack, 0)
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	// Without the store it is another configuration, which fails as well; not again and again.
 	for range 2 {
 		if _, err := n.Sync(t.Context(), bad); err != nil {
@@ -42,9 +40,7 @@ func TestUndoneIsLookedAfter(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.startCRIO(t)
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/s")
 	n.sync(t, bad, agent.RolledBack, 1) // for the store, on what was proved
 	if n.listed(t) != "/mnt/s" {
 		t.Errorf("listed %s", n.listed(t))
@@ -75,9 +71,7 @@ func TestServiceKeeps(t *testing.T) {
 	if n.listed(t) != "/mnt/s" {
 		t.Errorf("listed %s", n.listed(t))
 	}
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	n.eventually(t, "withheld", func() bool { return n.listed(t) == "" })
 }
 

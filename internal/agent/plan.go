@@ -51,7 +51,7 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		p.daemon = a.provideDaemon(ctx, st, bases, want, paths, r)
 	}
 	s := a.sift(ctx, st, want.ContainerRuntimeConfig, paths, p, r)
-	if err := a.keepUsed(ctx, st, s); err != nil {
+	if err := a.keepUsed(ctx, st, s, p); err != nil {
 		return nil, err
 	}
 	r.Stores, p.stores, p.dead, p.missed = s.status, s.inFiles(paths, p), s.deadInUse, s.missed
@@ -86,7 +86,6 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 // sifted is what has become of the stores of a configuration.
 type sifted struct {
 	status []StoreStatus
-	listed []Store // in the files, in no order
 	// files is the configuration without what is withheld, compare the same with what is
 	// withheld now and what the running CRI-O has loaded: for that it is not restarted.
 	files, compare apiv1.ContainerRuntimeConfiguration
@@ -145,9 +144,6 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 		})
 	s.files.AdditionalImageStores, s.compare.AdditionalImageStores = divide(s, st, config.AdditionalImageStores, imageStore,
 		func(_ apiv1.AdditionalImageStore, store Store) verdict { return judge(store) })
-	if p.daemon {
-		s.listed = append(s.listed, p.store)
-	}
 	tooOld := tooOldForArtifacts(cmp.Or(r.Runtime.Version, st.Loaded.Version))
 	s.files.AdditionalArtifactStores, s.compare.AdditionalArtifactStores = divide(s, st, config.AdditionalArtifactStores, artifactStore,
 		func(t apiv1.AdditionalArtifactStore, store Store) verdict {
@@ -182,15 +178,11 @@ func divide[T any](s *sifted, st *state, all []T, storeOf func(T) Store, judge f
 		v := judge(t, store)
 		s.status = append(s.status, StoreStatus{store, v.state, v.reason})
 		loaded := slices.Contains(st.Loaded.Stores, store)
-		if v.state == StoreListed {
-			s.listed = append(s.listed, store)
-		} else if v.state == StoreWithheld && loaded {
-			s.dead = append(s.dead, store)
-		}
 		if v.state != StoreWithheld {
 			files, compare = append(files, t), append(compare, t)
 		} else if loaded {
 			compare = append(compare, t)
+			s.dead = append(s.dead, store)
 		}
 	}
 	return files, compare

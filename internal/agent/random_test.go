@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -68,9 +67,7 @@ func whateverHappens(t *testing.T, random *rand.Rand) {
 			if away[store] {
 				from, to = to, from
 			}
-			if err := os.Rename(n.Path(from), n.Path(to)); err != nil {
-				t.Fatal(err)
-			}
+			n.move(t, from, to)
 			away[store] = !away[store]
 			log = append(log, from+" is "+to)
 		case 4:
@@ -116,9 +113,7 @@ func whateverHappens(t *testing.T, random *rand.Rand) {
 	}
 	for store, gone := range away {
 		if gone {
-			if err := os.Rename(n.Path(store+".away"), n.Path(store)); err != nil {
-				t.Fatal(err)
-			}
+			n.move(t, store+".away", store)
 		}
 	}
 	spec = 2

@@ -136,7 +136,7 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	want, err := source.Load()
 	if err != nil {
 		// What is there stays, as far as CRI-O starts with it.
-		r, kept := a.Keep(ctx)
+		r, kept := a.syncAgain(ctx)
 		r.Outcome, r.Error = Failed, errors.Join(err, kept).Error()
 		return a.publish(r)
 	}
@@ -144,8 +144,8 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	return r
 }
 
-// Keep keeps the node at what it was last brought to.
-func (a *Agent) Keep(ctx context.Context) (*Report, error) {
+// syncAgain keeps the node at what it was last brought to.
+func (a *Agent) syncAgain(ctx context.Context) (*Report, error) {
 	st, err := loadState(a.stateDir)
 	if err != nil || st.Spec == nil {
 		return a.lastReport(), err
@@ -185,8 +185,15 @@ func (a *Agent) awaitStores(ctx context.Context) {
 	if _, err := a.runtime.ask(ctx); err == nil {
 		return
 	}
-	for end := time.Now().Add(bootPatience); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(watchInterval) {
+	for end := time.After(bootPatience); ; {
 		if !slices.ContainsFunc(st.listed(), func(s Store) bool { return a.checker.check(ctx, s, true) != nil }) {
+			return
+		}
+		select {
+		case <-time.After(watchInterval):
+		case <-end:
+			return
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -220,23 +227,26 @@ func LastReport(o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.report()
+}
+
+func (a *Agent) report() (*Report, error) {
 	r := &Report{}
-	if err := atomicfile.ReadJSON(filepath.Join(a.stateDir, reportName), maxState, r); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, ErrNeverRan
-		}
-		return nil, err
+	err := atomicfile.ReadJSON(filepath.Join(a.stateDir, reportName), maxState, r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNeverRan
 	}
-	return r, nil
+	return r, err
 }
 
 // ErrNeverRan means that no agent has looked at the node yet.
 var ErrNeverRan = errors.New("no agent has run on this node: `holdfast-operator agent --once --file FILE` does")
 
+// lastReport is an empty one if there is none that can be read.
 func (a *Agent) lastReport() *Report {
-	r, err := LastReport(a.o)
+	r, err := a.report()
 	if err != nil {
-		r = &Report{Stores: []StoreStatus{}, Edits: []Edit{}, Problems: []render.Problem{}}
+		return &Report{Stores: []StoreStatus{}, Edits: []Edit{}, Problems: []render.Problem{}}
 	}
 	return r
 }

@@ -86,9 +86,7 @@ func TestServiceAtBoot(t *testing.T) {
 	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
 	d := images(t, "/mnt/s")
 	n.sync(t, d, agent.Written, 0)
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	dir := t.TempDir()
 	writeObject(t, dir, "a", "  containerRuntimeConfig: {additionalImageStores: [{path: /mnt/s}]}\n")
 	ready := n.run(t, agent.Source{Files: []string{dir}})
@@ -97,9 +95,7 @@ func TestServiceAtBoot(t *testing.T) {
 		t.Error("it did not wait for the store")
 	case <-time.After(300 * time.Millisecond):
 	}
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/s")
 	<-ready
 	if n.listed(t) != "/mnt/s" {
 		t.Errorf("listed %s", n.listed(t))

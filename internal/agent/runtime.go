@@ -87,7 +87,7 @@ func processBehind(ctx context.Context, socket string) (string, error) {
 	if len(fields) < 20 {
 		return "", nil
 	}
-	return fmt.Sprintf("%d@%s@%s", who.Pid, fields[19], host{}.bootID()), nil
+	return fmt.Sprintf("%d@%s@%s", who.Pid, fields[19], bootID()), nil
 }
 
 // The states of a unit that matter (systemctl(1), is-active).

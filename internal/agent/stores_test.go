@@ -27,33 +27,25 @@ func TestComesAndGoes(t *testing.T) {
 	if n.listed(t) != "/mnt/s /mnt/t" {
 		t.Errorf("listed %s", n.listed(t))
 	}
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	n.sync(t, d, agent.Applied, 0)
 	if n.listed(t) != "/mnt/t" {
 		t.Errorf("listed %s", n.listed(t))
 	}
 	n.sync(t, d, agent.Unchanged, 0)
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/s")
 	n.sync(t, d, agent.Applied, 0)
 	if n.listed(t) != "/mnt/s /mnt/t" {
 		t.Errorf("listed %s", n.listed(t))
 	}
 	n.sync(t, d, agent.Unchanged, 0)
 	// It dies, and then CRI-O does: it comes up without it, and with it when it is back.
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	n.sync(t, d, agent.Applied, 0)
 	n.Systemd.Kill("crio.service")
 	n.startCRIO(t)
 	n.sync(t, d, agent.Unchanged, 0)
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/s")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/s")
 	n.sync(t, d, agent.Applied, 1)
 }
 
@@ -64,9 +56,7 @@ func TestBusyStore(t *testing.T) {
 	n.ImageStore(t, "/mnt/s", "quay.io/s:1")
 	d := images(t, "/mnt/s")
 	n.sync(t, d, agent.Applied, 1)
-	if err := os.Rename(n.Path("/mnt/s"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/s", "/mnt/away")
 	n.sync(t, d, agent.Unchanged, 0)
 	n.sync(t, d, agent.Applied, 0)
 	if n.listed(t) != "" {
@@ -90,16 +80,12 @@ func TestInUse(t *testing.T) {
 		t.Error(err)
 	}
 	// It dies: nothing may take it away from the running CRI-O.
-	if err := os.Rename(n.Path("/mnt/used"), n.Path("/mnt/away")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/used", "/mnt/away")
 	d := want(t, "  containerRuntimeConfig: {pidsLimit: 30, additionalImageStores: [{path: /mnt/used}, {path: /mnt/other}]}\n")
 	if r := n.sync(t, d, agent.Waiting, 0); !strings.Contains(r.Error, "image store /mnt/used") {
 		t.Errorf("%+v", r)
 	}
-	if err := os.Rename(n.Path("/mnt/away"), n.Path("/mnt/used")); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, "/mnt/away", "/mnt/used")
 	n.sync(t, d, agent.Applied, 1)
 	n.Write(t, "/var/lib/containers/storage/overlay-images/images.json", "[]")
 	n.sync(t, images(t, "/mnt/other"), agent.Applied, 1)
@@ -172,9 +158,7 @@ func TestOldCRIO(t *testing.T) {
 
 func rename(t *testing.T, n *node, from, to string) {
 	t.Helper()
-	if err := os.Rename(n.Path(from), n.Path(to)); err != nil {
-		t.Fatal(err)
-	}
+	n.move(t, from, to)
 }
 
 // A store that is only kept since images in use come from it, and dies, is not withdrawn

@@ -33,7 +33,7 @@ func (a *Agent) goBack(ctx context.Context, st *state, r *Report, reason error) 
 	r.Error = reason.Error()
 	// At a boot systemd starts it, when we are ready: a restart would wait for that.
 	down := false
-	if c.Boot == a.host.bootID() || a.runtime.unitState(ctx, a.runtime.unit) != inactive {
+	if c.Boot == bootID() || a.runtime.unitState(ctx, a.runtime.unit) != inactive {
 		var err error
 		if down, err = a.restartOnOld(ctx, st, r); err != nil {
 			return Failed, err
@@ -77,7 +77,7 @@ func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcom
 		outcome, err = a.goBack(ctx, st, r, errors.New(c.Reason))
 		return outcome, true, err
 	}
-	if c.Phase == rebooting && c.Boot == a.host.bootID() {
+	if c.Phase == rebooting && c.Boot == bootID() {
 		outcome, err = a.reboot(ctx)
 		return outcome, true, err
 	}
@@ -111,7 +111,7 @@ func (a *Agent) recoverChange(ctx context.Context, st *state, r *Report) (outcom
 func (a *Agent) startsTooLong(c *change) bool {
 	if a.starting.IsZero() {
 		a.starting = a.now()
-		if c.Phase == restarting && c.Boot == a.host.bootID() {
+		if c.Phase == restarting && c.Boot == bootID() {
 			a.starting = c.Started
 		}
 	}

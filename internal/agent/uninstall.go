@@ -73,7 +73,7 @@ func (a *Agent) installLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.install(st); err != nil {
+	if err := a.install(ctx, st); err != nil {
 		return err
 	}
 	return st.save(a.stateDir)

@@ -29,19 +29,18 @@ import (
 // The files that are rendered. Those of CRI-O have the names that OpenShift's Machine
 // Config Operator gives them (pkg/controller/container-runtime-config/helpers.go).
 const (
-	StorageConf     = "/etc/containers/storage.conf"
-	DaemonConf      = "/etc/holdfast/config.toml"
-	HookConf        = "/etc/containers/registries.conf.d/50-holdfast.conf"
-	MirrorsConf     = "/etc/containers/registries.conf.d/51-holdfast-mirrors.conf"
-	CRIODropIns     = "/etc/crio/crio.conf.d"
-	criOPrefix      = CRIODropIns + "/01-ctrcfg-"
-	LogLevelConf    = criOPrefix + "logLevel"
-	PidsLimitConf   = criOPrefix + "pidsLimit"
-	LogSizeMaxConf  = criOPrefix + "logSizeMax"
-	RuntimeConf     = criOPrefix + "defaultRuntime"
-	ArtifactsConf   = criOPrefix + "additionalArtifactStores"
-	vendorStorage   = "/usr/share/containers/storage.conf"
-	installedPrefix = "/usr/local"
+	StorageConf    = "/etc/containers/storage.conf"
+	DaemonConf     = "/etc/holdfast/config.toml"
+	HookConf       = "/etc/containers/registries.conf.d/50-holdfast.conf"
+	MirrorsConf    = "/etc/containers/registries.conf.d/51-holdfast-mirrors.conf"
+	CRIODropIns    = "/etc/crio/crio.conf.d"
+	criOPrefix     = CRIODropIns + "/01-ctrcfg-"
+	LogLevelConf   = criOPrefix + "logLevel"
+	PidsLimitConf  = criOPrefix + "pidsLimit"
+	LogSizeMaxConf = criOPrefix + "logSizeMax"
+	RuntimeConf    = criOPrefix + "defaultRuntime"
+	ArtifactsConf  = criOPrefix + "additionalArtifactStores"
+	VendorStorage  = "/usr/share/containers/storage.conf" // read where there is no StorageConf; never written
 )
 
 // Paths returns all files that may be rendered.
@@ -110,7 +109,7 @@ func Files(spec apiv1.ContainerRuntimeConfigSpec, base Base, o Options) ([]File,
 		}
 	}
 	if r.daemon {
-		r.add(HookConf, bytes.ReplaceAll(deploy.PullHook, []byte(installedPrefix), []byte(cmp.Or(o.Prefix, installedPrefix))))
+		r.add(HookConf, deploy.At(o.Prefix, deploy.PullHook))
 		if err := r.daemonConfig(); err != nil {
 			return nil, err
 		}
@@ -136,7 +135,7 @@ func Start(path string, base Base) ([]byte, error) {
 	names, text := []string{path}, ""
 	switch path {
 	case StorageConf:
-		names, text = []string{path, vendorStorage}, noStorageConf
+		names, text = []string{path, VendorStorage}, noStorageConf
 	case DaemonConf:
 		text = noDaemonConf
 	}
