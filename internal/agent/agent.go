@@ -182,7 +182,7 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 		r.Edits = append(r.Edits, e)
 	}
 	slices.SortFunc(r.Edits, func(a, b Edit) int { return cmp.Compare(a.Path, b.Path) })
-	r.Applied = st.applied()
+	r.Applied = st.digest()
 	if err != nil {
 		return err
 	}

@@ -26,19 +26,15 @@ const (
 
 // plan is what is to be on the node.
 type plan struct {
-	spec       apiv1.ContainerRuntimeConfigSpec
-	files      map[string]*content // all that are ours, or were
-	managed    map[string]managed  // of those that stay ours
-	stores     []Store             // in the files
+	applied                        // when it has been proved
+	next       map[string]*content // all files that are ours, or were
 	config     string              // see host.effective, of these files ...
 	compare    string              // ... and with stores that are dead and that CRI-O has loaded
 	registries string
 	foreign    string // see host.foreign
 	unreadable string // a file that CRI-O would not start with
-	daemon     bool
-	store      Store // the daemon's
+	store      Store  // the daemon's
 	disruption apiv1.Disruption
-	missed     []Store  // see state.Missed
 	keeping    bool     // see Agent.keepProved
 	dead       []string // stores in use that are dead: a restart would take them away
 }
@@ -51,7 +47,7 @@ const busyTimeout = 10 * time.Second
 func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (string, error) {
 	disk := map[string]*content{}
 	same := true
-	for path, want := range p.files {
+	for path, want := range p.next {
 		have, err := a.host.content(path)
 		if err != nil {
 			return Failed, err
@@ -82,7 +78,7 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 		a.settle(st, p)
 		return Unchanged, nil
 	}
-	if f := st.Failed; f != nil && f.Spec == digestOfSpec(&p.spec) && !a.o.Retry && !a.again(f, upErr == nil) {
+	if f := st.Failed; f != nil && f.Spec == digestOfSpec(p.Spec) && !a.o.Retry && !a.again(f, upErr == nil) {
 		r.Error = fmt.Sprintf("CRI-O did not start with this configuration at %s, and has the one before it; change it, or try again with `holdfast-operator agent --once`: %s", f.Time.Format(time.RFC3339), f.Reason)
 		return RolledBack, nil
 	}
@@ -96,13 +92,13 @@ func (a *Agent) apply(ctx context.Context, st *state, p *plan, r *Report) (strin
 	}
 	a.starting = time.Time{}
 	st.begin(&change{
-		Phase: writing, Started: a.now(), Boot: bootID(), Previous: disk, Next: p.files, Files: p.managed, Stores: p.stores, Missed: p.missed, Daemon: p.daemon, Spec: &p.spec,
-		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Foreign: p.foreign, Stores: p.stores},
+		Phase: writing, Started: a.now(), Boot: bootID(), Previous: disk, Next: p.next, applied: p.applied,
+		Loaded: loaded{Process: st.Loaded.Process, Version: st.Loaded.Version, Config: p.config, Registries: p.registries, Foreign: p.foreign, Stores: p.Stores},
 	})
 	if err := st.save(a.stateDir); err != nil {
 		return Failed, err
 	}
-	if err := a.writeAll(p.files); err != nil {
+	if err := a.writeAll(p.next); err != nil {
 		return a.goBack(ctx, st, r, err)
 	}
 	return a.prove(ctx, st, p, needed, r)
@@ -152,10 +148,10 @@ func (a *Agent) noteLoaded(st *state, up answer, disk map[string]*content, forei
 // settle notes what has changed without a file having to be written.
 func (a *Agent) settle(st *state, p *plan) {
 	if c := st.Pending; c != nil { // it becomes what is applied
-		c.Next, c.Files, c.Stores, c.Missed, c.Daemon, c.Spec = p.files, p.managed, p.stores, p.missed, p.daemon, &p.spec
+		c.Next, c.applied = p.next, p.applied
 		return
 	}
-	st.Files, st.Stores, st.Missed, st.Daemon, st.Spec, st.Failed = p.managed, p.stores, p.missed, p.daemon, &p.spec, nil
+	st.applied, st.Failed = p.applied, nil
 }
 
 func (a *Agent) writeAll(files map[string]*content) error {

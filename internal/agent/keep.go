@@ -56,7 +56,7 @@ func (a *Agent) keepUsed(ctx context.Context, st *state, s *sifted, p *plan) err
 func (s *state) unwanted(now *sifted, p *plan) []Store {
 	var all []Store
 	for _, store := range slices.Concat(s.listed(), s.Loaded.Stores, s.Missed) {
-		known := p.daemon && store == p.store || slices.Contains(all, store) ||
+		known := p.Daemon && store == p.store || slices.Contains(all, store) ||
 			slices.ContainsFunc(now.status, func(o StoreStatus) bool { return o.Store == store })
 		if !known {
 			all = append(all, store)

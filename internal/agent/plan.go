@@ -43,21 +43,21 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		return nil, err
 	}
 	want.ContainerRuntimeConfig = cmp.Or(want.ContainerRuntimeConfig, &apiv1.ContainerRuntimeConfiguration{})
-	p := &plan{spec: want, store: Store{ImageStore, paths.Store}}
+	p := &plan{applied: applied{Spec: &want}, store: Store{ImageStore, paths.Store}}
 	if want.Holdfast != nil {
 		p.disruption = want.Holdfast.Disruption
 	}
 	if render.UsesDaemon(want, paths) {
-		p.daemon = a.provideDaemon(ctx, st, bases, want, paths, r)
+		p.Daemon = a.provideDaemon(ctx, st, bases, want, paths, r)
 	}
 	s := a.sift(ctx, st, want.ContainerRuntimeConfig, paths, p, r)
 	if err := a.keepUsed(ctx, st, s, p); err != nil {
 		return nil, err
 	}
-	r.Stores, p.stores, p.dead, p.missed = s.status, s.inFiles(paths, p), s.deadInUse, s.missed
+	r.Stores, p.Stores, p.dead, p.Missed = s.status, s.inFiles(paths, p), s.deadInUse, s.missed
 	rendered := func(config apiv1.ContainerRuntimeConfiguration) (map[string]*content, map[string]managed, error) {
 		spec := apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &config, Holdfast: want.Holdfast}
-		files, err := render.Files(spec, bases.of, render.Options{Prefix: st.Prefix, WithoutDaemon: !p.daemon})
+		files, err := render.Files(spec, bases.of, render.Options{Prefix: st.Prefix, WithoutDaemon: !p.Daemon})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -69,16 +69,16 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		p.compare, _, err = a.host.effective(compare)
 	}
 	if err == nil {
-		p.files, p.managed, err = rendered(s.files)
+		p.next, p.Files, err = rendered(s.files)
 	}
 	if err == nil {
-		p.config, p.registries, err = a.host.effective(p.files)
+		p.config, p.registries, err = a.host.effective(p.next)
 	}
 	if err == nil {
-		p.foreign, err = a.host.foreign(p.files)
+		p.foreign, err = a.host.foreign(p.next)
 	}
 	if err == nil {
-		p.unreadable, err = a.host.unreadable(p.files)
+		p.unreadable, err = a.host.unreadable(p.next)
 	}
 	return p, err
 }
@@ -91,7 +91,7 @@ type sifted struct {
 	files, compare apiv1.ContainerRuntimeConfiguration
 	dead           []Store // withheld, and loaded
 	deadInUse      []string
-	missed         []Store // see state.Missed
+	missed         []Store // see applied.Missed
 }
 
 // inFiles are the stores of the files, in the order in which they are there.
@@ -103,11 +103,11 @@ func (s *sifted) inFiles(paths render.Daemon, p *plan) []Store {
 		}
 	}
 	for _, i := range s.files.AdditionalImageStores {
-		if store := imageStore(i); !p.daemon || store != p.store {
+		if store := imageStore(i); !p.Daemon || store != p.store {
 			all = append(all, store)
 		}
 	}
-	if p.daemon {
+	if p.Daemon {
 		return append(all, p.store)
 	}
 	for _, t := range s.files.AdditionalArtifactStores {
@@ -137,7 +137,7 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 			switch {
 			case !paths.Own(l.Path):
 				return judge(store)
-			case p.daemon:
+			case p.Daemon:
 				return verdict{StoreServed, "by the image store " + paths.Store}
 			}
 			return verdict{StoreWithheld, withoutDaemon}
@@ -150,7 +150,7 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 			switch {
 			case tooOld != "":
 				return verdict{StoreWithheld, tooOld}
-			case p.daemon: // it copes with whatever is there, and says so itself
+			case p.Daemon: // it copes with whatever is there, and says so itself
 				return verdict{StoreServed, "see `holdfast artifact status`"}
 			case t.Filter != nil:
 				return verdict{StoreWithheld, "it has a filter, for which the daemon has to run: " + withoutDaemon}

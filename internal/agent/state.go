@@ -26,9 +26,10 @@ const (
 	maxState  = 64 << 20
 )
 
-// state is what the agent remembers.
-type state struct {
-	Version int `json:"version"` // 1
+// applied is what has been made of a node.
+type applied struct {
+	// Spec is what was asked for.
+	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec,omitempty"`
 	// Files are those that the agent has written.
 	Files map[string]managed `json:"files"`
 	// Stores are those that are listed in the files.
@@ -36,14 +37,20 @@ type state struct {
 	// Missed are those that are not wanted and not listed, since they do not answer: should
 	// images in use come from them, they are listed again when they do.
 	Missed []Store `json:"missed,omitempty"`
+	// Daemon is whether runtimes were told of it.
+	Daemon bool `json:"daemon,omitempty"`
+}
+
+// state is what the agent remembers.
+type state struct {
+	Version int `json:"version"` // 1
+	applied     // when the files were last proved
 	// Edits are what others have done to the files, by path: the last of each.
 	Edits map[string]Edit `json:"edits,omitempty"`
 	// Loaded is what the running CRI-O has read.
 	Loaded loaded `json:"loaded"`
 	// Pending is a change that CRI-O has not proved yet.
 	Pending *change `json:"pending,omitempty"`
-	// Spec is what was asked for when the files were last proved.
-	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec,omitempty"`
 	// Failed is what was asked for since then, if CRI-O did not start with it.
 	Failed *failure `json:"failed,omitempty"`
 	// Units is whether systemd has to be told of new units.
@@ -52,8 +59,6 @@ type state struct {
 	Prefix string `json:"prefix,omitempty"`
 	// Reload is whether the daemon has to be given a new program, or configuration.
 	Reload bool `json:"reload,omitempty"`
-	// Daemon is whether runtimes were told of it.
-	Daemon bool `json:"daemon,omitempty"`
 }
 
 // managed is a file that the agent has written.
@@ -83,20 +88,15 @@ const (
 
 // change is a change of files under way, and how to undo it.
 type change struct {
+	applied // when it has been proved
+
 	Phase    string              `json:"phase"`
 	Started  time.Time           `json:"started"`
 	Boot     string              `json:"boot"`     // in which it began
 	Previous map[string]*content `json:"previous"` // the files as they were
 	Next     map[string]*content `json:"next"`
-	Files    map[string]managed  `json:"files"` // state.Files when it has been proved
 	Loaded   loaded              `json:"loaded"`
-	Stores   []Store             `json:"stores"`
-	Missed   []Store             `json:"missed,omitempty"`
-	Daemon   bool                `json:"daemon"`
-
-	Spec *apiv1.ContainerRuntimeConfigSpec `json:"spec"`
-
-	Reason string `json:"reason,omitempty"` // why it goes back
+	Reason   string              `json:"reason,omitempty"` // why it goes back
 }
 
 // Edit is a change of one of our files by somebody else.
@@ -117,7 +117,7 @@ type failure struct {
 }
 
 func loadState(dir string) (*state, error) {
-	s := &state{Version: 1, Files: map[string]managed{}}
+	s := &state{Version: 1, applied: applied{Files: map[string]managed{}}}
 	err := atomicfile.ReadJSON(filepath.Join(dir, stateName), maxState, s)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -164,8 +164,7 @@ func (s *state) listed() []Store {
 
 // commit makes a change what is applied.
 func (s *state) commit() {
-	c := s.Pending
-	s.Files, s.Stores, s.Missed, s.Loaded, s.Daemon, s.Spec = c.Files, c.Stores, c.Missed, c.Loaded, c.Daemon, c.Spec
+	s.applied, s.Loaded = s.Pending.applied, s.Pending.Loaded
 	s.Pending, s.Failed = nil, nil
 }
 
@@ -188,10 +187,10 @@ func (s *state) text() (string, error) {
 	return string(data), nil
 }
 
-// applied tells the files apart that are on the node.
-func (s *state) applied() string {
+// digest tells the files apart that are on the node.
+func (a *applied) digest() string {
 	files := map[string]*content{}
-	for path, m := range s.Files {
+	for path, m := range a.Files {
 		files[path] = m.Written
 	}
 	return digestOf(files)
