@@ -45,7 +45,8 @@ fuzz: go
 	  go test -run '^$$' -fuzz "^$${name#func }$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; done
 
 generate: go
-	cd api/v1 && go tool -modfile=../../tools/generate/go.mod controller-gen object:headerFile=../../tools/generate/header.txt crd:maxDescLen=400 output:crd:dir=crds paths=.
+	for group in api/v1 api/holdfast/v1; do \
+	  go tool -modfile=tools/generate/go.mod controller-gen object:headerFile=tools/generate/header.txt crd:maxDescLen=400 output:crd:dir=$$group/crds paths=./$$group; done
 
 lint: go bin/golangci-lint generate
 	git diff --exit-code -- api # what `make generate` makes is committed

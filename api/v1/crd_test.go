@@ -119,8 +119,9 @@ func blocks(err *field.Error) bool {
 
 func TestDefinitionsAreValid(t *testing.T) {
 	paths, err := filepath.Glob("crds/*.yaml")
-	if err != nil || len(paths) != 2 {
-		t.Fatalf("definitions: %v, %v", paths, err)
+	more, err2 := filepath.Glob("../holdfast/v1/crds/*.yaml")
+	if paths = append(paths, more...); err != nil || err2 != nil || len(paths) != 4 {
+		t.Fatalf("definitions: %v, %v, %v", paths, err, err2)
 	}
 	for _, path := range paths {
 		t.Run(filepath.Base(path), func(t *testing.T) {

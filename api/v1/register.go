@@ -15,7 +15,8 @@ var GroupVersion = schema.GroupVersion{Group: "machineconfiguration.openshift.io
 func AddToScheme(scheme *runtime.Scheme) error {
 	scheme.AddKnownTypes(GroupVersion,
 		&ContainerRuntimeConfig{}, &ContainerRuntimeConfigList{},
-		&MachineConfig{}, &MachineConfigList{})
+		&MachineConfig{}, &MachineConfigList{},
+		&MachineConfigPool{}, &MachineConfigPoolList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/internal/render"
 )
 
 // ErrInUse means that images on the node need what is to be removed.
@@ -80,7 +81,7 @@ func (a *Agent) installLocked(ctx context.Context) error {
 }
 
 // ObjectsDir is where the agent's service looks for ContainerRuntimeConfigs.
-const ObjectsDir = "/etc/holdfast/containerruntimeconfigs"
+const ObjectsDir = render.ObjectsDir
 
 // enable starts the agent's service, with the programs that were installed. In an image,
 // where nothing can be started, it is started at each boot.

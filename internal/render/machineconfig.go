@@ -3,11 +3,18 @@
 package render
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"slices"
 
 	"github.com/coreos/ignition/v2/config/v3_2/types"
+	"github.com/vincent-petithory/dataurl"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
@@ -50,4 +57,85 @@ func MachineConfig(pool string, files []File) (*apiv1.MachineConfig, error) {
 		ObjectMeta: metav1.ObjectMeta{Name: MachineConfigName(pool), Labels: map[string]string{apiv1.RoleLabel: pool}},
 		Spec:       apiv1.MachineConfigSpec{Config: runtime.RawExtension{Raw: raw}},
 	}, nil
+}
+
+// Object is a configuration as a file of the node, from which its agent takes it: the agent
+// renders the other files itself, on top of what the node has.
+func Object(pool string, spec apiv1.ContainerRuntimeConfigSpec) (File, error) {
+	object := apiv1.ContainerRuntimeConfig{
+		TypeMeta:   metav1.TypeMeta{APIVersion: apiv1.GroupVersion.String(), Kind: "ContainerRuntimeConfig"},
+		ObjectMeta: metav1.ObjectMeta{Name: pool},
+		Spec:       spec,
+	}
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&object)
+	if err != nil {
+		return File{}, fmt.Errorf("encoding the configuration of pool %s: %w", pool, err)
+	}
+	delete(raw, "status")
+	text, err := yaml.Marshal(raw)
+	if err != nil {
+		return File{}, fmt.Errorf("encoding the configuration of pool %s: %w", pool, err)
+	}
+	return File{ClusterObject, append([]byte("# Written by holdfast-operator: what the cluster says.\n"), text...)}, nil
+}
+
+// maxConfig bounds what is unpacked of a file in a MachineConfig.
+const maxConfig = 16 << 20
+
+// Unpack returns a file of a MachineConfig; the error wraps [fs.ErrNotExist] if it has none of
+// that path. Of several the last counts, as for Ignition.
+func Unpack(mc *apiv1.MachineConfig, path string) ([]byte, error) {
+	// What all versions 3 of Ignition's configuration have in common.
+	var config struct {
+		Storage struct {
+			Files []struct {
+				Path     string `json:"path"`
+				Contents struct {
+					Source      *string `json:"source"`
+					Compression *string `json:"compression"`
+				} `json:"contents"`
+			} `json:"files"`
+		} `json:"storage"`
+	}
+	if len(mc.Spec.Config.Raw) > 0 {
+		if err := json.Unmarshal(mc.Spec.Config.Raw, &config); err != nil {
+			return nil, fmt.Errorf("reading MachineConfig %s: %w", mc.Name, err)
+		}
+	}
+	for _, f := range slices.Backward(config.Storage.Files) {
+		if f.Path != path {
+			continue
+		}
+		data, err := contents(f.Contents.Source, f.Contents.Compression)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s of MachineConfig %s: %w", path, mc.Name, err)
+		}
+		return data, nil
+	}
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+}
+
+func contents(source, compression *string) ([]byte, error) {
+	if source == nil || *source == "" {
+		return nil, nil
+	}
+	url, err := dataurl.DecodeString(*source)
+	if err != nil {
+		return nil, err
+	}
+	if compression == nil || *compression == "" {
+		return url.Data, nil
+	}
+	if *compression != "gzip" {
+		return nil, fmt.Errorf("compressed with %s: want gzip", *compression)
+	}
+	in, err := gzip.NewReader(bytes.NewReader(url.Data))
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxConfig+1))
+	if err == nil && len(data) > maxConfig {
+		err = errors.New("more than 16 MiB")
+	}
+	return data, err
 }

@@ -40,7 +40,9 @@ const (
 	LogSizeMaxConf = criOPrefix + "logSizeMax"
 	RuntimeConf    = criOPrefix + "defaultRuntime"
 	ArtifactsConf  = criOPrefix + "additionalArtifactStores"
-	VendorStorage  = "/usr/share/containers/storage.conf" // read where there is no StorageConf; never written
+	ObjectsDir     = "/etc/holdfast/containerruntimeconfigs" // what a node is to have, which its agent follows
+	ClusterObject  = ObjectsDir + "/cluster.yaml"            // of that, what the cluster says
+	VendorStorage  = "/usr/share/containers/storage.conf"    // read where there is no StorageConf; never written
 )
 
 // Paths returns all files that may be rendered.
