@@ -32,29 +32,31 @@ type Problem struct {
 	Message string   `json:"message"`
 }
 
-// Merge makes one configuration of all objects that select a pool. The order is that
-// of their creation: lists are put one after another, without duplicates, and of
-// values that differ the oldest object's counts, so that a new object does not
-// change what nodes have.
-func Merge(objects []apiv1.ContainerRuntimeConfig) (apiv1.ContainerRuntimeConfigSpec, []Problem) {
-	objects = slices.Clone(objects)
-	slices.SortStableFunc(objects, func(a, b apiv1.ContainerRuntimeConfig) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
-	})
-	m := merger{owners: map[string]string{}}
-	for i := range objects {
-		m.object = objects[i].Name
-		if c := objects[i].Spec.ContainerRuntimeConfig; c != nil {
-			m.configuration(c)
-		}
-		if h := objects[i].Spec.Holdfast; h != nil {
-			if m.holdfast == nil {
-				m.holdfast = &apiv1.HoldfastConfiguration{}
-			}
-			m.section(h)
+// Merge makes one configuration of all objects that select a pool, and of those that it
+// inherits from another. The order is that of their creation, the pool's own first: lists
+// are put one after another, without duplicates, and of values that differ the oldest
+// object's counts, so that a new object does not change what nodes have. That an own value
+// takes the place of an inherited one is no problem.
+func Merge(own []apiv1.ContainerRuntimeConfig, inherited ...apiv1.ContainerRuntimeConfig) (apiv1.ContainerRuntimeConfigSpec, []Problem) {
+	m := merger{owners: map[string]string{}, own: map[string]bool{}, excess: map[string]excess{}}
+	for _, o := range ByAge(own) {
+		m.own[o.Name] = true
+		m.add(&o)
+	}
+	m.inheriting = true
+	for _, o := range ByAge(inherited) {
+		if !m.own[o.Name] {
+			m.add(&o)
 		}
 	}
 	return apiv1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &m.config, Holdfast: m.holdfast}, m.problems
+}
+
+// ByAge returns objects in the order in which they count: the oldest first.
+func ByAge(objects []apiv1.ContainerRuntimeConfig) []apiv1.ContainerRuntimeConfig {
+	return slices.SortedStableFunc(slices.Values(objects), func(a, b apiv1.ContainerRuntimeConfig) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
 }
 
 // maxObjects is more than may be parsed at once.
@@ -117,9 +119,26 @@ type merger struct {
 	config   apiv1.ContainerRuntimeConfiguration
 	holdfast *apiv1.HoldfastConfiguration
 	problems []Problem
+	mirrored []string // the sources of registryMirrors
 
-	object string            // whose turn it is
-	owners map[string]string // of a field, or a store: whose value counts
+	object     string            // whose turn it is
+	owners     map[string]string // of a field, or a store: whose value counts
+	own        map[string]bool   // objects that select the pool itself
+	inheriting bool              // it is the turn of the others
+	excess     map[string]excess // by list and object
+}
+
+func (m *merger) add(o *apiv1.ContainerRuntimeConfig) {
+	m.object = o.Name
+	if c := o.Spec.ContainerRuntimeConfig; c != nil {
+		m.configuration(c)
+	}
+	if h := o.Spec.Holdfast; h != nil {
+		if m.holdfast == nil {
+			m.holdfast = &apiv1.HoldfastConfiguration{}
+		}
+		m.section(h)
+	}
 }
 
 func (m *merger) configuration(c *apiv1.ContainerRuntimeConfiguration) {
@@ -141,22 +160,25 @@ func (m *merger) configuration(c *apiv1.ContainerRuntimeConfiguration) {
 
 func (m *merger) section(h *apiv1.HoldfastConfiguration) {
 	out := m.holdfast
-	union(&out.Include, h.Include)
-	union(&out.Exclude, h.Exclude)
-	union(&out.Trusted, h.Trusted)
-	union(&out.Sources, h.Sources)
-	union(&out.TrustedSources, h.TrustedSources)
-	union(&out.Pinned, h.Pinned)
-	union(&out.Artifacts, h.Artifacts)
-	union(&out.IndexStores, h.IndexStores)
-	union(&out.IndexPublish, h.IndexPublish)
+	union(m, "holdfast.include", 128, &out.Include, h.Include)
+	union(m, "holdfast.exclude", 128, &out.Exclude, h.Exclude)
+	union(m, "holdfast.trusted", 128, &out.Trusted, h.Trusted)
+	union(m, "holdfast.sources", 32, &out.Sources, h.Sources)
+	union(m, "holdfast.trustedSources", 32, &out.TrustedSources, h.TrustedSources)
+	union(m, "holdfast.pinned", 256, &out.Pinned, h.Pinned)
+	union(m, "holdfast.artifacts", 128, &out.Artifacts, h.Artifacts)
+	union(m, "holdfast.indexStores", 32, &out.IndexStores, h.IndexStores)
+	union(m, "holdfast.indexPublish", 32, &out.IndexPublish, h.IndexPublish)
 	for _, mirror := range h.RegistryMirrors {
 		i := slices.IndexFunc(out.RegistryMirrors, func(o apiv1.RegistryMirror) bool { return o.Source == mirror.Source })
 		if i < 0 {
 			i = len(out.RegistryMirrors)
+			if union(m, "holdfast.registryMirrors", 64, &m.mirrored, []string{mirror.Source}); len(m.mirrored) == i {
+				continue
+			}
 			out.RegistryMirrors = append(out.RegistryMirrors, apiv1.RegistryMirror{Source: mirror.Source})
 		}
-		union(&out.RegistryMirrors[i].Mirrors, mirror.Mirrors)
+		union(m, "holdfast.registryMirrors "+mirror.Source, 16, &out.RegistryMirrors[i].Mirrors, mirror.Mirrors)
 	}
 	scalar(m, "holdfast.offline", &out.Offline, h.Offline)
 	scalar(m, "holdfast.cacheLimit", &out.CacheLimit, h.CacheLimit)
@@ -170,6 +192,7 @@ func scalar[T any](m *merger, field string, out *T, v T) {
 	case reflect.ValueOf(&v).Elem().IsZero():
 	case reflect.ValueOf(out).Elem().IsZero():
 		*out, m.owners[field] = v, m.object
+	case m.inheriting && m.own[m.owners[field]]:
 	case !same(*out, v):
 		m.problem(ReasonConflict, fmt.Sprintf("%s: %s wants %s, %s wants %s: that of %s counts, which comes first",
 			field, m.owners[field], text(*out), m.object, text(v), m.owners[field]), m.owners[field], m.object)
@@ -213,8 +236,7 @@ func stores[T any](m *merger, field string, limit int, out *[]T, more []T, path 
 			continue
 		}
 		if len(*out) >= limit {
-			m.problem(ReasonLimit, fmt.Sprintf("%s: all objects together name more than %d: %s of %s is left out", field, limit, p, m.object),
-				append(m.contributors(field), m.object)...)
+			m.tooMany(field, limit, p)
 			continue
 		}
 		m.owners[key] = m.object
@@ -239,11 +261,40 @@ func (m *merger) problem(reason, message string, objects ...string) {
 	m.problems = append(m.problems, Problem{Objects: slices.Compact(objects), Reason: reason, Message: message})
 }
 
-// union adds what is not there yet.
-func union[T comparable](out *[]T, more []T) {
+// union adds what is not there yet, as far as a list may be long (package api/v1): what is
+// merged is valid, too.
+func union[T ~string](m *merger, field string, limit int, out *[]T, more []T) {
 	for _, v := range more {
-		if !slices.Contains(*out, v) {
+		switch {
+		case slices.Contains(*out, v):
+		case len(*out) >= limit:
+			m.tooMany(field, limit, string(v))
+		default:
 			*out = append(*out, v)
+			m.owners[field+" "+string(v)] = m.object
 		}
 	}
+}
+
+// tooMany reports that something has no room in a list: one problem for all that an object
+// names in vain.
+func (m *merger) tooMany(field string, limit int, what string) {
+	const text = "%s: all objects together name more than %d: %s of %s is left out"
+	key := field + " " + m.object
+	e, again := m.excess[key]
+	if !again {
+		e = excess{first: what, at: len(m.problems)}
+		m.problem(ReasonLimit, fmt.Sprintf(text, field, limit, what, m.object), append(m.contributors(field), m.object)...)
+	} else {
+		e.more++
+		m.problems[e.at].Message = fmt.Sprintf(text, field, limit, fmt.Sprintf("%s, with %d more,", e.first, e.more), m.object)
+	}
+	m.excess[key] = e
+}
+
+// excess is what an object names beyond what a list may have.
+type excess struct {
+	first string
+	more  int
+	at    int // the problem that says so
 }

@@ -149,6 +149,83 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// What a pool inherits counts after what selects it itself, and gives way without a word.
+func TestMergeInherited(t *testing.T) {
+	set := func(pids int64, stores ...string) func(*apiv1.ContainerRuntimeConfigSpec) {
+		return func(s *apiv1.ContainerRuntimeConfigSpec) {
+			s.ContainerRuntimeConfig.PidsLimit = pointer(pids)
+			imageStores(stores...)(s)
+		}
+	}
+	own := []apiv1.ContainerRuntimeConfig{object("gpu", 5, set(500, "/gpu")), object("both", 6, imageStores("/both"))}
+	inherited := []apiv1.ContainerRuntimeConfig{
+		object("b", 2, set(200, "/b")), object("a", 1, set(100, "/a", "/gpu")), own[1],
+	}
+	spec, problems := Merge(own, inherited...)
+	if len(problems) > 0 || *spec.ContainerRuntimeConfig.PidsLimit != 500 {
+		t.Error(problems, *spec.ContainerRuntimeConfig.PidsLimit)
+	}
+	if diff := cmp.Diff([]string{"/gpu", "/both", "/a", "/b"}, images(spec)); diff != "" {
+		t.Error(diff)
+	}
+	// Where the pool says nothing, those that it inherits from are at odds with each other.
+	_, problems = Merge(own[1:], inherited...)
+	if len(problems) != 1 || problems[0].Message != "pidsLimit: a wants 100, b wants 200: that of a counts, which comes first" {
+		t.Error(problems)
+	}
+}
+
+// However much objects ask for together, what comes out is one that an API server takes.
+func TestMergedIsValid(t *testing.T) {
+	many := func(name string, n int) []apiv1.Pattern {
+		var all []apiv1.Pattern
+		for i := range n {
+			all = append(all, apiv1.Pattern(fmt.Sprintf("example.com/%s/%d", name, i)))
+		}
+		return all
+	}
+	places := func(name string, n int) []string {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf("docker://example.com/%s/%d", name, i))
+		}
+		return all
+	}
+	var objects []apiv1.ContainerRuntimeConfig
+	for i := range 3 {
+		name := fmt.Sprintf("o%d", i)
+		var mirrors []apiv1.RegistryMirror
+		for j := range 40 {
+			mirrors = append(mirrors, apiv1.RegistryMirror{Source: fmt.Sprintf("%s-%d.example.com", name, j), Mirrors: []string{"m.example.com"}})
+		}
+		mirrors = append(mirrors, apiv1.RegistryMirror{Source: "same.example.com", Mirrors: []string{}})
+		for j := range 9 {
+			mirrors[40].Mirrors = append(mirrors[40].Mirrors, fmt.Sprintf("%s-%d.example.com", name, j))
+		}
+		o := object(name, 1+i, func(s *apiv1.ContainerRuntimeConfigSpec) {
+			s.Holdfast = &apiv1.HoldfastConfiguration{
+				Include: many(name, 100), Exclude: many(name, 100), Trusted: many(name, 100), Sources: places(name, 30), TrustedSources: places(name, 30),
+				Pinned: many(name, 200), Artifacts: many(name, 100), IndexStores: places(name, 30), IndexPublish: places(name, 30), RegistryMirrors: mirrors,
+			}
+		})
+		if errs := o.Validate(); len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		objects = append(objects, o)
+	}
+	spec, problems := Merge(objects)
+	merged := apiv1.ContainerRuntimeConfig{ObjectMeta: metav1.ObjectMeta{Name: "merged"}, Spec: spec}
+	if errs := merged.Validate(); len(errs) > 0 {
+		t.Error(errs)
+	}
+	if len(problems) != 2*11 { // each list that the second and the third have no room in
+		t.Errorf("%d problems: %v", len(problems), problems)
+	}
+	if want := "holdfast.pinned: all objects together name more than 256: example.com/o1/56, with 143 more, of o1 is left out"; !slices.ContainsFunc(problems, func(p Problem) bool { return p.Message == want }) {
+		t.Errorf("%v", problems)
+	}
+}
+
 func images(s apiv1.ContainerRuntimeConfigSpec) any {
 	var all []string
 	for _, i := range s.ContainerRuntimeConfig.AdditionalImageStores {
