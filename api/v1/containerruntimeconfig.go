@@ -226,7 +226,7 @@ type ContainerRuntimeConfigStatus struct {
 
 // ContainerRuntimeConfigCondition is one thing to know of an object.
 type ContainerRuntimeConfigCondition struct {
-	// type is Success or Failure.
+	// type is Success or Failure, which comes last, or sums up pools: Updated, Degraded, StoresAvailable.
 	//
 	// +optional
 	Type ContainerRuntimeConfigStatusConditionType `json:"type"`
@@ -256,6 +256,13 @@ type ContainerRuntimeConfigStatusConditionType string
 const (
 	ContainerRuntimeConfigSuccess ContainerRuntimeConfigStatusConditionType = "Success"
 	ContainerRuntimeConfigFailure ContainerRuntimeConfigStatusConditionType = "Failure"
+)
+
+// The types of conditions that sum up the pools which an object has a part in.
+const (
+	ContainerRuntimeConfigUpdated         ContainerRuntimeConfigStatusConditionType = "Updated"         // all nodes have what they are to have
+	ContainerRuntimeConfigDegraded        ContainerRuntimeConfigStatusConditionType = "Degraded"        // nodes could not be given it
+	ContainerRuntimeConfigStoresAvailable ContainerRuntimeConfigStatusConditionType = "StoresAvailable" // no node withholds a store
 )
 
 // ContainerRuntimeConfigList is a list of them.

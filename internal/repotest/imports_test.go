@@ -72,6 +72,7 @@ var levels = map[string]int{
 	"internal/uninstall":     8,
 	"internal/daemon":        8,
 	"internal/agent":         8,
+	"internal/operator":      8,
 	"cmd/holdfast":           9,
 	"cmd/holdfast-operator":  9,
 }

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operator
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/recorder"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/internal/render"
+)
+
+// configReconciler says on each ContainerRuntimeConfig what has become of it.
+type configReconciler struct {
+	cluster
+	events   recorder.EventRecorder
+	platform Platform
+	said     map[string]string // on OpenShift: the last event of each object
+}
+
+func (r *configReconciler) setUp(mgr manager.Manager, warm bool) error {
+	return ctrl.NewControllerManagedBy(mgr).Named("containerruntimeconfig").
+		For(&apiv1.ContainerRuntimeConfig{}).
+		Watches(&apiv1.ContainerRuntimeConfig{}, handler.EnqueueRequestsFromMapFunc(r.all)). // what others say can be at odds with it
+		Watches(&apiv1.MachineConfigPool{}, handler.EnqueueRequestsFromMapFunc(r.all)).
+		WithOptions(controller.Options{EnableWarmup: &warm}).
+		Complete(r)
+}
+
+func (r *configReconciler) all(ctx context.Context, _ client.Object) []reconcile.Request {
+	var list apiv1.ContainerRuntimeConfigList
+	if err := r.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil // it comes from memory
+	}
+	var all []reconcile.Request
+	for i := range list.Items {
+		all = append(all, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return all
+}
+
+// Reconcile implements [reconcile.Reconciler].
+func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	var o apiv1.ContainerRuntimeConfig
+	if err := r.client.Get(ctx, request.NamespacedName, &o); err != nil {
+		delete(r.said, request.Name)
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	pools, err := r.pools(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	objects, err := r.objects(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	own := slices.DeleteFunc(objects.problems, func(p render.Problem) bool { return !slices.Contains(p.Objects, o.Name) })
+	var in []involved
+	for i := range pools {
+		c := configure(&pools[i], pools, objects.objects)
+		if !c.involves(o.Name) {
+			continue
+		}
+		if r.platform == Kubernetes && !refersTo(&pools[i], c.sources) {
+			// It has not been rendered yet: what is said then would be changed at once.
+			return reconcile.Result{}, nil
+		}
+		in = append(in, involved{&pools[i], c.problems})
+	}
+	if len(in) == 0 && len(own) == 0 {
+		// As the Machine Config Operator says it.
+		own = []render.Problem{{Objects: []string{o.Name}, Reason: reasonNoPool,
+			Message: "could not find any MachineConfigPool set for ContainerRuntimeConfig " + o.Name}}
+	}
+	s := configStatus(&o, own, in)
+	if r.platform == OpenShift {
+		r.say(&o, s) // the status is the Machine Config Operator's
+		return reconcile.Result{}, nil
+	}
+	return result(r.report(ctx, &o, s))
+}
+
+// refersTo reports whether a pool's configuration was made of objects, and its status is about it.
+func refersTo(pool *apiv1.MachineConfigPool, sources []string) bool {
+	return pool.Status.ObservedGeneration == pool.Generation && slices.EqualFunc(pool.Spec.Configuration.Source, sources,
+		func(a apiv1.ObjectReference, b string) bool { return a.Name == b })
+}
+
+func (r *configReconciler) report(ctx context.Context, o *apiv1.ContainerRuntimeConfig, s apiv1.ContainerRuntimeConfigStatus) error {
+	if same(o.Status, s) {
+		return nil
+	}
+	before := o.DeepCopy()
+	o.Status = s
+	if err := r.client.Status().Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("writing the status of ContainerRuntimeConfig %s: %w", o.Name, err)
+	}
+	if failed := failure(s); failed != nil && !same(failed, failure(before.Status)) {
+		r.events.Eventf(o, nil, corev1.EventTypeWarning, failed.Reason, "Render", "%s", short(failed.Message))
+	}
+	return nil
+}
+
+// say tells of an object's problems by an event, once.
+func (r *configReconciler) say(o *apiv1.ContainerRuntimeConfig, s apiv1.ContainerRuntimeConfigStatus) {
+	failed := failure(s)
+	if failed == nil {
+		delete(r.said, o.Name)
+		return
+	}
+	if r.said[o.Name] != failed.Message {
+		r.said[o.Name] = failed.Message
+		r.events.Eventf(o, nil, corev1.EventTypeWarning, failed.Reason, "Render", "%s", short(failed.Message))
+	}
+}
+
+// failure is the condition that says what has not been rendered, nil if all has.
+func failure(s apiv1.ContainerRuntimeConfigStatus) *apiv1.ContainerRuntimeConfigCondition {
+	for i := range s.Conditions {
+		if s.Conditions[i].Type == apiv1.ContainerRuntimeConfigFailure {
+			return &s.Conditions[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubectl/pkg/drain"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/recorder"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
+	apiv1 "github.com/holdfast/holdfast/api/v1"
+)
+
+// cordonedAnnotation says on a node for which configuration we have cordoned it. A node that
+// somebody else has cordoned stays so.
+const cordonedAnnotation = "holdfast.github.io/cordoned"
+
+const (
+	// drainRound is how long evictions are waited for before somebody else has a turn, and
+	// drainPause how long until the next round. There is no end to it: disruption budgets count.
+	drainRound = time.Minute
+	drainPause = 10 * time.Second
+	drains     = 8 // at once
+)
+
+// nodeReconciler cordons and drains nodes that are given a configuration for which they boot,
+// and uncordons them when they have it.
+type nodeReconciler struct {
+	client client.Client
+	events recorder.EventRecorder
+	pods   kubernetes.Interface
+}
+
+func newNodeReconciler(mgr manager.Manager, events recorder.EventRecorder) (*nodeReconciler, error) {
+	pods, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the API server: %w", err)
+	}
+	return &nodeReconciler{client: mgr.GetClient(), events: events, pods: pods}, nil
+}
+
+func (r *nodeReconciler) setUp(mgr manager.Manager, warm bool) error {
+	return ctrl.NewControllerManagedBy(mgr).Named("node").
+		For(&holdfastv1.ContainerRuntimeNode{}).
+		Watches(&corev1.Node{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(nodeChanged())). // they have the same names
+		WithOptions(controller.Options{EnableWarmup: &warm, MaxConcurrentReconciles: drains}).
+		Complete(r)
+}
+
+// Reconcile implements [reconcile.Reconciler].
+func (r *nodeReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	var state holdfastv1.ContainerRuntimeNode
+	if err := r.client.Get(ctx, request.NamespacedName, &state); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	var node corev1.Node
+	if err := r.client.Get(ctx, request.NamespacedName, &node); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	boots, err := r.boots(ctx, &state)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	switch {
+	case boots && state.Spec.DrainedFor != state.Spec.DesiredConfig:
+		return r.drain(ctx, &state, &node)
+	case !boots && node.Annotations[cordonedAnnotation] != "" && ready(&node):
+		return result(r.uncordon(ctx, &node))
+	}
+	return reconcile.Result{}, nil
+}
+
+// boots reports whether a node has been given a configuration for which it boots, and has not
+// come to an end with it.
+func (r *nodeReconciler) boots(ctx context.Context, s *holdfastv1.ContainerRuntimeNode) (bool, error) {
+	settled := s.Status.ObservedGeneration == s.Generation && s.Status.State != holdfastv1.NodeWorking
+	if s.Spec.DesiredConfig == "" || settled {
+		return false, nil
+	}
+	var mc apiv1.MachineConfig
+	err := r.client.Get(ctx, client.ObjectKey{Name: s.Spec.DesiredConfig}, &mc)
+	if apierrors.IsNotFound(err) {
+		return false, nil // its agent says so
+	}
+	return mc.Annotations[disruptionAnnotation] == string(apiv1.RebootNode), err
+}
+
+func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerRuntimeNode, node *corev1.Node) (reconcile.Result, error) {
+	config := state.Spec.DesiredConfig
+	if err := r.cordon(ctx, node, config); err != nil {
+		return result(err)
+	}
+	if err := r.evict(ctx, node.Name); err != nil {
+		if ctx.Err() != nil {
+			return reconcile.Result{}, nil
+		}
+		r.events.Eventf(node, state, corev1.EventTypeWarning, "DrainWaits", "Drain", "Draining for %s: %s", config, short(err.Error()))
+		return reconcile.Result{RequeueAfter: drainPause}, nil
+	}
+	before := state.DeepCopy()
+	state.Spec.DrainedFor = config
+	if err := r.client.Patch(ctx, state, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return result(fmt.Errorf("noting that node %s is drained: %w", node.Name, err))
+	}
+	r.events.Eventf(node, state, corev1.EventTypeNormal, "Drained", "Drain", "Drained for %s", config)
+	return reconcile.Result{}, nil
+}
+
+// evict moves the pods of a node elsewhere, as `kubectl drain --ignore-daemonsets
+// --delete-emptydir-data --force` does, and as the Machine Config Operator does.
+func (r *nodeReconciler) evict(ctx context.Context, node string) error {
+	helper := &drain.Helper{
+		Ctx: ctx, Client: r.pods, Force: true, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true,
+		GracePeriodSeconds: -1, Timeout: drainRound, Out: io.Discard, ErrOut: io.Discard,
+	}
+	list, errs := helper.GetPodsForDeletion(node)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return helper.DeleteOrEvictPods(list.Pods())
+}
+
+func (r *nodeReconciler) cordon(ctx context.Context, node *corev1.Node, config string) error {
+	if node.Spec.Unschedulable {
+		return nil
+	}
+	before := node.DeepCopy()
+	node.Spec.Unschedulable = true
+	node.Annotations = merged(node.Annotations, map[string]string{cordonedAnnotation: config})
+	if err := r.client.Patch(ctx, node, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("cordoning node %s: %w", node.Name, err)
+	}
+	return nil
+}
+
+func (r *nodeReconciler) uncordon(ctx context.Context, node *corev1.Node) error {
+	before := node.DeepCopy()
+	node.Spec.Unschedulable = false
+	delete(node.Annotations, cordonedAnnotation)
+	if err := r.client.Patch(ctx, node, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("uncordoning node %s: %w", node.Name, err)
+	}
+	return nil
+}
