@@ -7,6 +7,14 @@ package v1
 // has the form of a spec. What the object itself says counts before it.
 const SpecAnnotation = "holdfast.github.io/spec"
 
+// FilesAnnotation says who writes the files of the runtimes on the nodes that an object is for,
+// if it is not their agent.
+const FilesAnnotation = "holdfast.github.io/files"
+
+// FilesByMachineConfigOperator is its value where OpenShift's operator writes all files of a
+// MachineConfig itself, and takes others' changes for a mistake.
+const FilesByMachineConfigOperator = "MachineConfigOperator"
+
 // HoldfastConfiguration is settings of the Holdfast daemon, by the names that they
 // have in its configuration file. What is not set is as the node has it.
 type HoldfastConfiguration struct {

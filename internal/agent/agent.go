@@ -66,13 +66,15 @@ func Defaults() Options {
 type Desired struct {
 	Spec     apiv1.ContainerRuntimeConfigSpec
 	Problems []render.Problem // what could not be merged
+	Digest   string           // tells it from what other files hold, or held; "" if it is of none
 }
 
 // Report says what the agent found and did.
 type Report struct {
 	Outcome  string           `json:"outcome"`
 	Error    string           `json:"error,omitempty"`
-	Applied  string           `json:"applied"` // tells files apart that are on the node
+	Desired  string           `json:"desired,omitempty"` // Desired.Digest of what it is about
+	Applied  string           `json:"applied"`           // tells files apart that are on the node
 	Stores   []StoreStatus    `json:"stores"`
 	Runtime  RuntimeStatus    `json:"runtime"`
 	Daemon   DaemonStatus     `json:"daemon"`
@@ -137,7 +139,7 @@ var ErrRunning = errors.New("another agent is at work on this node")
 // Sync brings the node to what is desired, as far as it can be had. The report is
 // there in any case; the error is what it says, too.
 func (a *Agent) Sync(ctx context.Context, want Desired) (*Report, error) {
-	r := &Report{Problems: want.Problems, Stores: []StoreStatus{}, Edits: []Edit{}}
+	r := &Report{Desired: want.Digest, Problems: want.Problems, Stores: []StoreStatus{}, Edits: []Edit{}}
 	unlock, err := a.lock(ctx)
 	if err == nil {
 		defer unlock()

@@ -4,8 +4,11 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -65,29 +68,35 @@ func isObject(name string) bool {
 	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) && !strings.HasPrefix(name, ".")
 }
 
-// Load reads and merges what is desired. Selectors do not count: the files are the node's.
+// Load reads and merges what is desired. Selectors do not count: the files are the node's. Beside
+// an error there is only the digest, and not even that if a file could not be read.
 func (s Source) Load() (Desired, error) {
 	names, err := s.names()
 	if err != nil {
 		return Desired{}, err
 	}
 	var objects []apiv1.ContainerRuntimeConfig
+	var wrong error
+	all := sha256.New()
 	for _, name := range names {
 		f, err := os.Open(name)
 		if err != nil {
 			return Desired{}, fmt.Errorf("reading what is desired: %w", err)
 		}
-		more, err := render.Objects(name, f)
+		one := sha256.New()
+		more, err := render.Objects(name, io.TeeReader(f, one))
 		if err == nil && len(more) == 0 {
 			err = fmt.Errorf("%s: there is no object in it: remove the file if there is to be none", name)
 		}
-		if err = errors.Join(err, f.Close()); err != nil {
-			return Desired{}, err
-		}
+		wrong = errors.Join(wrong, err, f.Close())
 		objects = append(objects, more...)
+		fmt.Fprintf(all, "%s %x\n", filepath.Base(name), one.Sum(nil))
 	}
-	spec, problems := render.Merge(objects)
-	return Desired{Spec: spec, Problems: problems}, nil
+	d := Desired{Digest: hex.EncodeToString(all.Sum(nil))}
+	if wrong == nil {
+		d.Spec, d.Problems = render.Merge(objects)
+	}
+	return d, wrong
 }
 
 // stamp differs from an earlier one if what Load returns may.
@@ -137,6 +146,7 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	if err != nil {
 		// What is there stays, as far as CRI-O starts with it.
 		r, kept := a.syncAgain(ctx)
+		r.Desired = want.Digest
 		r.Outcome, r.Error = Failed, errors.Join(err, kept).Error()
 		return a.publish(r)
 	}

@@ -133,3 +133,46 @@ func TestServiceBesideAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A report says which files it is about, so that who has written one knows whether it was read.
+func TestReportIsAboutFiles(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	dir := t.TempDir()
+	source := agent.Source{Files: []string{dir}}
+	seen := map[string]bool{}
+	digest := func() string {
+		d, _ := source.Load() //nolint:errcheck // the digest is there all the same
+		if d.Digest == "" || seen[d.Digest] {
+			t.Errorf("digest %q of other files", d.Digest)
+		}
+		seen[d.Digest] = true
+		return d.Digest
+	}
+	reports := func(what, outcome string) {
+		t.Helper()
+		want := digest()
+		n.eventually(t, what, func() bool {
+			r, err := agent.LastReport(n.options)
+			return err == nil && r.Desired == want && r.Outcome == outcome
+		})
+	}
+	<-n.run(t, source)
+	reports("no file", agent.Unchanged)
+	writeObject(t, dir, "b", "  containerRuntimeConfig: {pidsLimit: 50}\n")
+	reports("a file", agent.Applied)
+	writeObject(t, dir, "a", "  containerRuntimeConfig: {pidsLimit: x}\n")
+	reports("a bad file", agent.Failed)
+	writeObject(t, dir, "b", "  containerRuntimeConfig: {pidsLimit: 60}\n")
+	reports("another file beside the bad one", agent.Failed)
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	reports("without the bad file", agent.Applied)
+	// An object without settings: back to what the node had.
+	writeObject(t, dir, "b", "  containerRuntimeConfig: {}\n")
+	reports("an object without settings", agent.Applied)
+	if n.Read(t, render.PidsLimitConf) != "" {
+		t.Error("the setting is still there")
+	}
+}

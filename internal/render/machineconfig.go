@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
@@ -60,12 +61,18 @@ func MachineConfig(pool string, files []File) (*apiv1.MachineConfig, error) {
 }
 
 // Object is a configuration as a file of the node, from which its agent takes it: the agent
-// renders the other files itself, on top of what the node has.
-func Object(pool string, spec apiv1.ContainerRuntimeConfigSpec) (File, error) {
+// renders the other files itself, on top of what the node has. byMCO says that it must not, since
+// the Machine Config Operator writes them: see [apiv1.FilesAnnotation].
+func Object(pool string, spec apiv1.ContainerRuntimeConfigSpec, byMCO bool) (File, error) {
+	// Without settings it is valid, too: the node goes back to what it had.
+	spec.ContainerRuntimeConfig = cmp.Or(spec.ContainerRuntimeConfig, &apiv1.ContainerRuntimeConfiguration{})
 	object := apiv1.ContainerRuntimeConfig{
 		TypeMeta:   metav1.TypeMeta{APIVersion: apiv1.GroupVersion.String(), Kind: "ContainerRuntimeConfig"},
 		ObjectMeta: metav1.ObjectMeta{Name: pool},
 		Spec:       spec,
+	}
+	if byMCO {
+		object.Annotations = map[string]string{apiv1.FilesAnnotation: apiv1.FilesByMachineConfigOperator}
 	}
 	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&object)
 	if err != nil {
