@@ -194,7 +194,7 @@ func printReport(out io.Writer, g *globals, r *agent.Report) error {
 		}
 		fmt.Fprintf(w, "CRI-O\t%s\n", describe(r.Runtime.Up, "up, "+r.Runtime.Version, "not running"))
 		if r.Daemon.Wanted {
-			fmt.Fprintf(w, "daemon\t%s\n", describe(r.Daemon.Up, "up", cmp.Or(r.Daemon.Reason, "is started when the node boots")))
+			fmt.Fprintf(w, "daemon\t%s\n", describe(r.Daemon.Up, strings.TrimSuffix("up, "+r.Daemon.Version, ", "), cmp.Or(r.Daemon.Reason, "is started when the node boots")))
 		}
 		for _, s := range r.Stores {
 			fmt.Fprintf(w, "%s\t%s", s.Store, strings.ToLower(s.State))

@@ -67,6 +67,9 @@ type Desired struct {
 	Spec     apiv1.ContainerRuntimeConfigSpec
 	Problems []render.Problem // what could not be merged
 	Digest   string           // tells it from what other files hold, or held; "" if it is of none
+	// Foreign means that others write the files of the runtimes, and the daemon's: see
+	// [apiv1.FilesAnnotation]. The agent changes none of them, and never restarts CRI-O.
+	Foreign bool
 }
 
 // Report says what the agent found and did.
@@ -98,6 +101,7 @@ type Agent struct {
 	checker   *checker
 	failures  map[Store]int
 	compared  map[string]bool // programs that are known to be the same
+	asked     program         // the daemon's
 	rebooting bool            // it has asked for a reboot
 	leaving   bool            // it is being uninstalled
 	starting  time.Time       // since when CRI-O is seen to start with a change
@@ -163,28 +167,28 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 	if err != nil {
 		return err
 	}
-	if err := a.host.clean(); err != nil {
-		return err
+	if !want.Foreign || !st.Foreign { // once they are others', nothing of ours is left there
+		if err := a.host.clean(); err != nil {
+			return err
+		}
 	}
+	st.turn(want.Foreign)
 	if up, err := a.runtime.ask(ctx); err == nil {
 		r.Runtime = RuntimeStatus{true, up.version}
 		if st.Pending == nil && up.process != st.Loaded.Process {
 			st.Loaded.Stores = st.Stores // it has started since, with what is in the files
 		}
 	}
-	outcome, done, err := a.recoverChange(ctx, st, r)
-	if err == nil && !done {
-		outcome, err = a.bring(ctx, st, want.Spec, false, r)
-		if err == nil && (outcome == RolledBack || outcome == Waiting) {
-			err = a.keepProved(ctx, st, want.Spec, r)
-		}
+	if want.Foreign {
+		r.Outcome, r.Applied, err = a.observe(ctx, st, want.Spec, r)
+	} else {
+		r.Outcome, err = a.pursue(ctx, st, want.Spec, r)
+		r.Applied = st.digest()
 	}
-	r.Outcome = outcome
 	for _, e := range st.Edits {
 		r.Edits = append(r.Edits, e)
 	}
 	slices.SortFunc(r.Edits, func(a, b Edit) int { return cmp.Compare(a.Path, b.Path) })
-	r.Applied = st.digest()
 	if err != nil {
 		return err
 	}
@@ -192,6 +196,19 @@ func (a *Agent) sync(ctx context.Context, want Desired, r *Report) error {
 		return err
 	}
 	return st.save(a.stateDir)
+}
+
+// pursue goes on with a change that is under way, or begins one.
+func (a *Agent) pursue(ctx context.Context, st *state, want apiv1.ContainerRuntimeConfigSpec, r *Report) (string, error) {
+	outcome, done, err := a.recoverChange(ctx, st, r)
+	if err != nil || done {
+		return outcome, err
+	}
+	outcome, err = a.bring(ctx, st, want, false, r)
+	if err == nil && (outcome == RolledBack || outcome == Waiting) {
+		err = a.keepProved(ctx, st, want, r)
+	}
+	return outcome, err
 }
 
 // bring plans and applies.

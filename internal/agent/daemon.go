@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -24,13 +25,16 @@ type DaemonStatus struct {
 	Wanted bool   `json:"wanted"`
 	Up     bool   `json:"up"`
 	Reason string `json:"reason,omitempty"` // why it is not
+	// Version is that of its program, "" if it is not known.
+	Version string `json:"version,omitempty"`
 }
 
 // provideDaemon installs, configures and starts the daemon, and reports whether
 // runtimes may be told of it. Without it they do as they always did.
-func (a *Agent) provideDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon, r *Report) bool {
+func (a *Agent) provideDaemon(ctx context.Context, st *state, paths render.Daemon, r *Report, configure func() error) bool {
 	r.Daemon.Wanted = true
-	err := a.setUpDaemon(ctx, st, b, spec, paths)
+	err := a.setUpDaemon(ctx, st, paths, configure)
+	r.Daemon.Version = a.daemonVersion(ctx, st)
 	if err == nil && !a.o.Offline {
 		err = a.daemonAnswers(ctx, paths)
 	}
@@ -44,25 +48,31 @@ func (a *Agent) provideDaemon(ctx context.Context, st *state, b *bases, spec api
 	return true
 }
 
-func (a *Agent) setUpDaemon(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec, paths render.Daemon) error {
+func (a *Agent) setUpDaemon(ctx context.Context, st *state, paths render.Daemon, configure func() error) error {
 	if err := a.install(ctx, st); err != nil {
 		return err
 	}
 	if err := a.createStore(paths); err != nil {
 		return err
 	}
+	if err := configure(); err != nil {
+		return err
+	}
+	return a.startDaemon(ctx, st)
+}
+
+// renderDaemonConfig makes the daemon's configuration what is asked for.
+func (a *Agent) renderDaemonConfig(ctx context.Context, st *state, b *bases, spec apiv1.ContainerRuntimeConfigSpec) error {
 	files, err := render.Files(spec, b.of, render.Options{Prefix: st.Prefix})
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
 		if f.Path == render.DaemonConf {
-			if err := a.configureDaemon(ctx, st, b, content(f.Data)); err != nil {
-				return err
-			}
+			return a.configureDaemon(ctx, st, b, content(f.Data))
 		}
 	}
-	return a.startDaemon(ctx, st)
+	return nil
 }
 
 // configureDaemon writes the daemon's configuration if the daemon says that it is good.
@@ -127,6 +137,51 @@ func (a *Agent) runDaemon(ctx context.Context, prefix string, args ...string) (s
 	inRoot(cmd, a.runtime.chroot)
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
+}
+
+// program is what was found out about a program of the node.
+type program struct {
+	file    os.FileInfo
+	version string
+}
+
+// versionPatience is how long a program may take to say its version.
+const versionPatience = 5 * time.Second
+
+// daemonVersion is what the daemon's program says of itself. It is asked when it is another.
+func (a *Agent) daemonVersion(ctx context.Context, st *state) string {
+	name := filepath.Join(st.Prefix, "bin", daemonName)
+	if st.Prefix == "" {
+		name = a.host.program(daemonName) // a package's
+	}
+	path, err := a.host.path(name)
+	if err != nil || a.o.Offline {
+		return ""
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	if f := a.asked.file; f != nil && os.SameFile(f, info) && f.Size() == info.Size() && f.ModTime().Equal(info.ModTime()) {
+		return a.asked.version
+	}
+	bounded, cancel := context.WithTimeout(ctx, versionPatience)
+	defer cancel()
+	out, err := a.runDaemon(bounded, filepath.Dir(filepath.Dir(name)), "version", "--json")
+	if ctx.Err() != nil {
+		return ""
+	}
+	var said struct {
+		Version string `json:"version"`
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &said)
+	}
+	if err != nil {
+		a.log.Warn("the daemon does not say its version", "err", err)
+	}
+	a.asked = program{info, said.Version}
+	return said.Version
 }
 
 // createStore makes the directories and lists that a runtime needs to start once it

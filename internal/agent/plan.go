@@ -22,6 +22,7 @@ const (
 	StoreWithheld = "Withheld" // they are not
 	StoreKept     = "Kept"     // not wanted any more, but images in use come from it
 	StoreServed   = "Served"   // the daemon offers what is in it
+	StoreFailing  = "Failing"  // it does not answer, but others tell runtimes of it all the same
 )
 
 // StoreStatus says what has become of a store.
@@ -48,7 +49,7 @@ func (a *Agent) planFor(ctx context.Context, st *state, want apiv1.ContainerRunt
 		p.disruption = want.Holdfast.Disruption
 	}
 	if render.UsesDaemon(want, paths) {
-		p.Daemon = a.provideDaemon(ctx, st, bases, want, paths, r)
+		p.Daemon = a.provideDaemon(ctx, st, paths, r, func() error { return a.renderDaemonConfig(ctx, st, bases, want) })
 	}
 	s := a.sift(ctx, st, want.ContainerRuntimeConfig, paths, p, r)
 	if err := a.keepUsed(ctx, st, s, p); err != nil {
@@ -138,7 +139,7 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 			case !paths.Own(l.Path):
 				return judge(store)
 			case p.Daemon:
-				return verdict{StoreServed, "by the image store " + paths.Store}
+				return verdict{StoreServed, byImageStore(paths)}
 			}
 			return verdict{StoreWithheld, withoutDaemon}
 		})
@@ -151,7 +152,7 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 			case tooOld != "":
 				return verdict{StoreWithheld, tooOld}
 			case p.Daemon: // it copes with whatever is there, and says so itself
-				return verdict{StoreServed, "see `holdfast artifact status`"}
+				return verdict{StoreServed, byArtifactStore}
 			case t.Filter != nil:
 				return verdict{StoreWithheld, "it has a filter, for which the daemon has to run: " + withoutDaemon}
 			}
@@ -159,6 +160,11 @@ func (a *Agent) sift(ctx context.Context, st *state, config *apiv1.ContainerRunt
 		})
 	return s
 }
+
+// How the daemon offers what is in a store.
+const byArtifactStore = "see `holdfast artifact status`"
+
+func byImageStore(paths render.Daemon) string { return "by the image store " + paths.Store }
 
 func layerStore(s apiv1.AdditionalLayerStore) Store {
 	return Store{LayerStore, filepath.Clean(string(s.Path))}

@@ -95,6 +95,9 @@ func (s Source) Load() (Desired, error) {
 	d := Desired{Digest: hex.EncodeToString(all.Sum(nil))}
 	if wrong == nil {
 		d.Spec, d.Problems = render.Merge(objects)
+		d.Foreign = slices.ContainsFunc(objects, func(o apiv1.ContainerRuntimeConfig) bool {
+			return o.Annotations[apiv1.FilesAnnotation] == apiv1.FilesByMachineConfigOperator
+		})
 	}
 	return d, wrong
 }
@@ -160,7 +163,7 @@ func (a *Agent) syncAgain(ctx context.Context) (*Report, error) {
 	if err != nil || st.Spec == nil {
 		return a.lastReport(), err
 	}
-	return a.Sync(ctx, Desired{Spec: *st.Spec})
+	return a.Sync(ctx, Desired{Spec: *st.Spec, Foreign: st.Foreign})
 }
 
 // pause returns when it is time to look again.
@@ -273,5 +276,5 @@ func (a *Agent) SyncAndReport(ctx context.Context, want Desired) (*Report, error
 // Complete reports whether all that was desired is there.
 func (r *Report) Complete() bool {
 	return len(r.Problems) == 0 && r.Error == "" && (!r.Daemon.Wanted || r.Daemon.Up || r.Daemon.Reason == "") &&
-		!slices.ContainsFunc(r.Stores, func(s StoreStatus) bool { return s.State == StoreWithheld })
+		!slices.ContainsFunc(r.Stores, func(s StoreStatus) bool { return s.State == StoreWithheld || s.State == StoreFailing })
 }

@@ -39,6 +39,8 @@ type applied struct {
 	Missed []Store `json:"missed,omitempty"`
 	// Daemon is whether runtimes were told of it.
 	Daemon bool `json:"daemon,omitempty"`
+	// Foreign is whether others write the files, and no longer the agent.
+	Foreign bool `json:"foreign,omitempty"`
 }
 
 // state is what the agent remembers.
@@ -59,6 +61,8 @@ type state struct {
 	Prefix string `json:"prefix,omitempty"`
 	// Reload is whether the daemon has to be given a new program, or configuration.
 	Reload bool `json:"reload,omitempty"`
+	// DaemonRead tells which configuration of others the daemon was last told to read.
+	DaemonRead string `json:"daemonRead,omitempty"`
 }
 
 // managed is a file that the agent has written.
@@ -166,6 +170,17 @@ func (s *state) listed() []Store {
 func (s *state) commit() {
 	s.applied, s.Loaded = s.Pending.applied, s.Pending.Loaded
 	s.Pending, s.Failed = nil, nil
+}
+
+// turn gives up what was written, without undoing it, when the files become those of others, and
+// starts anew when they become ours.
+func (s *state) turn(foreign bool) {
+	if s.Foreign == foreign {
+		return
+	}
+	s.applied = applied{Files: map[string]managed{}, Daemon: s.Daemon, Foreign: foreign}
+	s.Loaded = loaded{Version: s.Loaded.Version}
+	s.Pending, s.Failed, s.Edits, s.DaemonRead = nil, nil, nil, ""
 }
 
 // digestOfSpec tells what is asked for from other things.

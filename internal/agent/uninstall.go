@@ -118,7 +118,11 @@ func (a *Agent) Uninstall(ctx context.Context) (*Report, error) {
 	a.leaving = true
 	// The service would put everything back.
 	_ = a.runtime.control(ctx, "disable", "--now", AgentUnit)
-	r, err := a.Sync(ctx, Desired{Spec: apiv1.ContainerRuntimeConfigSpec{}})
+	st, err := loadState(a.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	r, err := a.Sync(ctx, Desired{Spec: apiv1.ContainerRuntimeConfigSpec{}, Foreign: st.Foreign})
 	if err != nil {
 		return r, err
 	}

@@ -145,11 +145,11 @@ type Store struct {
 	// +required
 	// +kubebuilder:validation:MaxLength=256
 	Path string `json:"path"`
-	// state is Healthy, Withheld (runtimes are not told of it), or Kept (it is not wanted any
-	// more, but images in use come from it).
+	// state is Healthy, Withheld (runtimes are not told of it), Failing (they are, and it does not
+	// answer), or Kept (it is not wanted any more, but images in use come from it).
 	//
 	// +required
-	// +kubebuilder:validation:Enum=Healthy;Withheld;Kept
+	// +kubebuilder:validation:Enum=Healthy;Withheld;Failing;Kept
 	State StoreState `json:"state"`
 	// reason is why.
 	//
@@ -165,6 +165,7 @@ type StoreState string
 const (
 	StoreHealthy  StoreState = "Healthy"
 	StoreWithheld StoreState = "Withheld"
+	StoreFailing  StoreState = "Failing"
 	StoreKept     StoreState = "Kept"
 )
 
@@ -189,7 +190,7 @@ type Program struct {
 // The types of conditions of a node.
 const (
 	NodeApplied         = "Applied"         // it has what it is to have
-	NodeStoresAvailable = "StoresAvailable" // no store is withheld
+	NodeStoresAvailable = "StoresAvailable" // no store is withheld, and none fails
 	NodeDaemonAvailable = "DaemonAvailable" // the daemon runs, or is not wanted
 )
 
