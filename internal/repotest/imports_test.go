@@ -81,7 +81,7 @@ var levels = map[string]int{
 func testOnly(path string) bool {
 	switch path {
 	case "internal/agent/agenttest", "internal/blob/blobtest", "internal/index/indextest", "internal/killtest",
-		"internal/layer/layertest", "internal/repotest",
+		"internal/kustomizetest", "internal/layer/layertest", "internal/repotest",
 		"internal/shape", "internal/testimage", "internal/testregistry":
 		return true
 	}
