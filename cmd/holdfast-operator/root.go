@@ -36,7 +36,7 @@ into the configuration of CRI-O, Podman and the Holdfast daemon.
 		Version:       Version,
 	}
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
-	cmd.AddCommand(newAgentCommand(g), newControllerCommand(), newInstallCommand(g), newUninstallCommand(g), newProbeCommand(), newVersionCommand(g))
+	cmd.AddCommand(newAgentCommand(g), newControllerCommand(), newInstallCommand(g), newUninstallCommand(g), newProbeCommand(), newWaitCommand(), newVersionCommand(g))
 	return cmd
 }
 
