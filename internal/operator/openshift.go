@@ -66,7 +66,7 @@ func (r *poolReconciler) writeMerged(ctx context.Context, pool *apiv1.MachineCon
 		c.problems = append(c.problems, render.Problem{Objects: c.sources, Reason: reasonRender, Message: err.Error()})
 		return nil
 	}
-	object, err := render.Object(pool.Name, c.spec)
+	object, err := render.Object(pool.Name, c.spec, true)
 	if err != nil {
 		return err
 	}

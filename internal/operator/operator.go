@@ -114,7 +114,9 @@ func setUp(mgr manager.Manager, o Options) error {
 			r := &poolReconciler{cluster: c, events: events, platform: o.Platform}
 			return r.setUp(mgr, warm)
 		},
-		func() error { return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm) },
+		func() error {
+			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm)
+		},
 		func() error {
 			r := &configReconciler{cluster: c, events: events, platform: o.Platform, said: map[string]string{}}
 			return r.setUp(mgr, warm)
@@ -174,8 +176,8 @@ func cacheOptions() cache.Options {
 			return o, nil
 		},
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Node{}:          {Transform: stripNode},
-			&apiv1.MachineConfig{}:  {Transform: stripMachineConfig},
+			&corev1.Node{}:                                  {Transform: stripNode},
+			&apiv1.MachineConfig{}:                          {Transform: stripMachineConfig},
 			&admissionv1.ValidatingAdmissionPolicy{}:        byName(policyName),
 			&admissionv1.ValidatingAdmissionPolicyBinding{}: byName(policyName),
 		},

@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
-	"sigs.k8s.io/controller-runtime/pkg/recorder"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
 	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
@@ -218,7 +218,7 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 // filesOf are the files of a MachineConfig: the configuration itself, which agents read, and for
 // people what it makes of a node of which nothing is known.
 func filesOf(pool string, spec apiv1.ContainerRuntimeConfigSpec) ([]render.File, error) {
-	object, err := render.Object(pool, spec)
+	object, err := render.Object(pool, spec, false)
 	if err != nil {
 		return nil, err
 	}
