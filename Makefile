@@ -19,7 +19,7 @@ build: go
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/holdfast ./cmd/holdfast-operator
 
 image: build
-	buildah build --network=none -f deploy/Containerfile -t $(IMAGE) .
+	buildah build --network=none --build-arg VERSION=$(VERSION) -f deploy/Containerfile -t $(IMAGE) .
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin
