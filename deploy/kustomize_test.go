@@ -331,6 +331,16 @@ func TestOpenShiftLeavesWhatIsTheOperators(t *testing.T) {
 			}
 		}
 	}
+	for _, m := range named[*appsv1.DaemonSet](t, o, "holdfast-node").Spec.Template.Spec.Containers[0].VolumeMounts {
+		if !m.ReadOnly {
+			t.Errorf("couriers may write in %s", m.MountPath)
+		}
+	}
+	for _, u := range kustomizetest.Objects(t, openshift) {
+		if text := fmt.Sprint(u.Object["rules"]); strings.Contains(u.GetName(), "courier") && strings.Contains(text, "machineconfig") {
+			t.Errorf("%s: MachineConfigs of the operator have secrets: %s", id(u), text)
+		}
+	}
 	if s := named[*appsv1.Deployment](t, o, "holdfast-controller").Spec.Template.Spec.SecurityContext; s.RunAsUser != nil || s.RunAsGroup != nil {
 		t.Error("restricted-v2 admits no ids of the pod's own")
 	}
