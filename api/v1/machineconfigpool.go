@@ -97,6 +97,10 @@ type ObjectReference struct {
 	//
 	// +optional
 	Name string `json:"name,omitempty"`
+	// generation is the generation of it that was taken.
+	//
+	// +optional
+	Generation int64 `json:"generation,omitempty"`
 }
 
 // MachineConfigPoolStatus is how far the nodes are.

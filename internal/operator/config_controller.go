@@ -71,7 +71,7 @@ func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Requ
 		if !c.involves(o.Name) {
 			continue
 		}
-		if r.platform == Kubernetes && !refersTo(&pools[i], c.sources) {
+		if r.platform == Kubernetes && !takenFrom(&pools[i], c.refs) {
 			// It has not been rendered yet: what is said then would be changed at once.
 			return reconcile.Result{}, nil
 		}
@@ -90,10 +90,10 @@ func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Requ
 	return result(r.report(ctx, &o, s))
 }
 
-// refersTo reports whether a pool's configuration was made of objects, and its status is about it.
-func refersTo(pool *apiv1.MachineConfigPool, sources []string) bool {
-	return pool.Status.ObservedGeneration == pool.Generation && slices.EqualFunc(pool.Spec.Configuration.Source, sources,
-		func(a apiv1.ObjectReference, b string) bool { return a.Name == b })
+// takenFrom reports whether a pool's configuration was made of objects as they are now, and its
+// status is about that.
+func takenFrom(pool *apiv1.MachineConfigPool, refs []apiv1.ObjectReference) bool {
+	return pool.Status.ObservedGeneration == pool.Generation && slices.Equal(pool.Spec.Configuration.Source, refs)
 }
 
 func (r *configReconciler) report(ctx context.Context, o *apiv1.ContainerRuntimeConfig, s apiv1.ContainerRuntimeConfigStatus) error {

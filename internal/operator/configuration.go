@@ -24,8 +24,9 @@ const (
 // configuration is what the nodes of a pool are to have.
 type configuration struct {
 	spec     apiv1.ContainerRuntimeConfigSpec
-	sources  []string // the objects that it was made of, in the order in which they count
-	own      bool     // objects select the pool itself
+	sources  []string                // the objects that it was made of, in the order in which they count
+	refs     []apiv1.ObjectReference // the same
+	own      bool                    // objects select the pool itself
 	problems []render.Problem
 }
 
@@ -51,6 +52,9 @@ func configure(pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, o
 	for _, o := range append(render.ByAge(own), render.ByAge(inherited)...) {
 		if !c.involves(o.Name) {
 			c.sources = append(c.sources, o.Name)
+			c.refs = append(c.refs, apiv1.ObjectReference{
+				APIVersion: apiv1.GroupVersion.String(), Kind: "ContainerRuntimeConfig", Name: o.Name, Generation: o.Generation,
+			})
 		}
 	}
 	var problems []render.Problem

@@ -38,7 +38,9 @@ func generated(pool *apiv1.MachineConfigPool, name string, files []render.File) 
 	}
 	mc.Name = name
 	mc.Labels[managedLabel] = Name
-	mc.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(pool, apiv1.GroupVersion.WithKind("MachineConfigPool"))}
+	owner := metav1.NewControllerRef(pool, apiv1.GroupVersion.WithKind("MachineConfigPool"))
+	owner.BlockOwnerDeletion = nil // it would need the right to change the pool's finalizers
+	mc.OwnerReferences = []metav1.OwnerReference{*owner}
 	return mc, nil
 }
 

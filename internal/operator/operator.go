@@ -115,17 +115,16 @@ func setUp(mgr manager.Manager, o Options) error {
 			return r.setUp(mgr, warm)
 		},
 		func() error {
-			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm)
-		},
-		func() error {
 			r := &configReconciler{cluster: c, events: events, platform: o.Platform, said: map[string]string{}}
 			return r.setUp(mgr, warm)
 		},
 		func() error { return mgr.AddHealthzCheck("ping", healthz.Ping) },
 		func() error { return mgr.AddReadyzCheck("ping", healthz.Ping) },
 	}
-	if o.Platform == Kubernetes {
+	if o.Platform == Kubernetes { // on OpenShift the gate and the nodes are others'
 		add = append(add, func() error {
+			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm)
+		}, func() error {
 			r, err := newNodeReconciler(mgr, events)
 			if err != nil {
 				return err

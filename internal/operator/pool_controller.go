@@ -212,7 +212,7 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 	if err != nil {
 		return old, err
 	}
-	return target{name: mc.Name, empty: len(c.sources) == 0}, r.refer(ctx, pool, mc.Name, c.sources)
+	return target{name: mc.Name, empty: len(c.sources) == 0}, r.refer(ctx, pool, mc.Name, c)
 }
 
 // filesOf are the files of a MachineConfig: the configuration itself, which agents read, and for
@@ -227,11 +227,8 @@ func filesOf(pool string, spec apiv1.ContainerRuntimeConfigSpec) ([]render.File,
 }
 
 // refer says in the pool's spec what its nodes are to have.
-func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPool, name string, sources []string) error {
-	want := apiv1.MachineConfigPoolConfiguration{Name: name}
-	for _, s := range sources {
-		want.Source = append(want.Source, apiv1.ObjectReference{APIVersion: apiv1.GroupVersion.String(), Kind: "ContainerRuntimeConfig", Name: s})
-	}
+func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPool, name string, c *configuration) error {
+	want := apiv1.MachineConfigPoolConfiguration{Name: name, Source: c.refs}
 	if same(pool.Spec.Configuration, want) {
 		return nil
 	}
@@ -241,7 +238,7 @@ func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPoo
 		return fmt.Errorf("writing the configuration of pool %s: %w", pool.Name, err)
 	}
 	if before.Spec.Configuration.Name != name {
-		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "ConfigurationChanged", "Render", "Nodes are to have %s, made of %s", name, orNothing(sources))
+		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "ConfigurationChanged", "Render", "Nodes are to have %s, made of %s", name, orNothing(c.sources))
 	}
 	return nil
 }
