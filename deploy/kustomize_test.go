@@ -4,6 +4,7 @@ package deploy_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -212,6 +213,9 @@ func checkContainer(t *testing.T, workload string, c corev1.Container) {
 	if c.Image != image || c.ImagePullPolicy != corev1.PullIfNotPresent {
 		t.Errorf("%s/%s has image %s, pulled %s", workload, c.Name, c.Image, c.ImagePullPolicy)
 	}
+	if !slices.Equal(c.Command, []string{"/usr/local/bin/holdfast-operator"}) || len(c.Args) == 0 {
+		t.Errorf("%s/%s runs %q %q", workload, c.Name, c.Command, c.Args)
+	}
 	if c.Resources.Requests.Memory().IsZero() || c.Resources.Requests.Cpu().IsZero() || c.Resources.Limits.Memory().IsZero() {
 		t.Errorf("%s/%s: resources %+v", workload, c.Name, c.Resources)
 	}
@@ -378,6 +382,20 @@ func TestUninstallReplaces(t *testing.T) {
 	for _, d := range []*appsv1.DaemonSet{was, is} {
 		if tolerations := d.Spec.Template.Spec.Tolerations; len(tolerations) != 1 || tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}) {
 			t.Errorf("it tolerates %+v: want everything", tolerations)
+		}
+	}
+}
+
+// TestImageIsLeftToTheRuntime: Holdfast prepares no image without a command, so that the pods
+// which repair or remove it do not need it, and are not what keeps it in use.
+func TestImageIsLeftToTheRuntime(t *testing.T) {
+	text, err := os.ReadFile("Containerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if word, _, _ := strings.Cut(line, " "); slices.Contains([]string{"ENTRYPOINT", "CMD", "USER"}, word) {
+			t.Errorf("the image has a %s", line)
 		}
 	}
 }

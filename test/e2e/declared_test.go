@@ -213,7 +213,7 @@ func TestOperatorImage(t *testing.T) {
 	n.must(os.MkdirAll(n.path("context"), 0o755))
 	n.must(os.CopyFS(n.path("context", "bin"), os.DirFS(filepath.Dir(holdfast))))
 	n.podman(p, "build", "--quiet", "--network=none", "--file", "../../deploy/Containerfile", "--tag", "localhost/holdfast", n.path("context"))
-	run := slices.Concat([]string{"run"}, lab.ContainerFlags(), []string{"--volume", root + ":/host", "localhost/holdfast"})
+	run := slices.Concat([]string{"run"}, lab.ContainerFlags(), []string{"--volume", root + ":/host", "localhost/holdfast", "holdfast-operator"})
 	n.podman(p, append(run, "install", "--root", "/host")...)
 	for _, name := range []string{"usr/local/bin/holdfast", "usr/local/bin/holdfast-pull-hook", "usr/local/bin/holdfast-operator", "etc/systemd/system/holdfast-agent.service"} {
 		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Mode().Perm()&0o111 == 0 && !strings.HasSuffix(name, ".service") {
