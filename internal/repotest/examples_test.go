@@ -18,6 +18,8 @@ var (
 	inline  = regexp.MustCompile("`((?:\\./)?holdfast(?:-operator)? [^`\n]+)`")
 	program = regexp.MustCompile(`^(?:\S*/)?(holdfast|holdfast-operator)$`)
 	comment = regexp.MustCompile(`(^|\s)#.*$`)
+	// commented is a command in a comment of a manifest.
+	commented = regexp.MustCompile(`(?m)^ *#   (\S.*)$`)
 	// separator is what ends a command of a line.
 	separator = regexp.MustCompile(`\|\|?|&&|;`)
 	flagLine  = regexp.MustCompile(`(?m)^ +(?:-(\w), )?--([\w-]+)(?: (\S+))?  `)
@@ -61,15 +63,23 @@ func TestExampleObjects(t *testing.T) {
 }
 
 // TestExampleCommands looks for the commands and flags of all command lines in documents
-// in the help texts of the programs.
+// and manifests in the help texts of the programs.
 func TestExampleCommands(t *testing.T) {
 	dir := t.TempDir()
 	command(t, "env", "CGO_ENABLED=0", "go", "build", "-o", dir+"/", "./cmd/holdfast", "./cmd/holdfast-operator")
 	h := helper{dir: dir, texts: map[string]string{}}
 	found := 0
+	lines := map[string][]string{}
 	for _, name := range documents(t) {
-		text := read(t, name)
-		for _, line := range commandLines(text) {
+		lines[name] = commandLines(read(t, name))
+	}
+	for name, documents := range manifests(t) {
+		for _, m := range commented.FindAllStringSubmatch(strings.Join(documents, "\n"), -1) {
+			lines[name] = append(lines[name], m[1])
+		}
+	}
+	for name, all := range lines {
+		for _, line := range all {
 			for _, c := range separator.Split(comment.ReplaceAllString(line, ""), -1) {
 				words := strings.Fields(strings.TrimLeft(c, "$# \t"))
 				if len(words) == 0 || !program.MatchString(words[0]) {
