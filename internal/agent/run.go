@@ -102,8 +102,8 @@ func (s Source) Load() (Desired, error) {
 	return d, wrong
 }
 
-// stamp differs from an earlier one if what Load returns may.
-func (s Source) stamp() string {
+// Stamp differs from an earlier one if what Load returns may. It takes a stat of each file.
+func (s Source) Stamp() string {
 	names, err := s.names()
 	var b strings.Builder
 	fmt.Fprintln(&b, err)
@@ -128,7 +128,7 @@ func (a *Agent) Run(ctx context.Context, source Source, ready func()) {
 	}
 	var last Report
 	for first := true; ; first = false {
-		stamp := source.stamp()
+		stamp := source.Stamp()
 		r := a.syncOnce(ctx, source)
 		if ctx.Err() != nil {
 			return
@@ -179,7 +179,7 @@ func (a *Agent) pause(ctx context.Context, source Source, stamp string) {
 			return
 		case <-watch.C:
 			// A file that is being written is waited for.
-			now := source.stamp()
+			now := source.Stamp()
 			if now != stamp && now == last {
 				return
 			}
@@ -212,12 +212,13 @@ func (a *Agent) awaitStores(ctx context.Context) {
 	}
 }
 
-const reportName = "report.json"
+// ReportName is the file in the state directory that has the last report.
+const ReportName = "report.json"
 
 // publish keeps the report for those who ask, if it says something new.
 func (a *Agent) publish(r *Report) *Report {
 	if r.saysMoreThan(a.lastReport()) {
-		if err := atomicfile.WriteJSON(filepath.Join(a.stateDir, reportName), r, 0o600); err != nil {
+		if err := atomicfile.WriteJSON(filepath.Join(a.stateDir, ReportName), r, 0o600); err != nil {
 			a.log.Warn("the report was not written", "err", err)
 		}
 	}
@@ -245,7 +246,7 @@ func LastReport(o Options) (*Report, error) {
 
 func (a *Agent) report() (*Report, error) {
 	r := &Report{}
-	err := atomicfile.ReadJSON(filepath.Join(a.stateDir, reportName), maxState, r)
+	err := atomicfile.ReadJSON(filepath.Join(a.stateDir, ReportName), maxState, r)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNeverRan
 	}

@@ -176,7 +176,7 @@ func (a *Agent) removeInstalled(ctx context.Context) error {
 	if err := a.runtime.control(ctx, "daemon-reload"); err != nil {
 		return err
 	}
-	for _, name := range []string{stateName, reportName, "agent.lock"} {
+	for _, name := range []string{stateName, ReportName, "agent.lock"} {
 		if err := os.Remove(filepath.Join(a.stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("removing what the agent remembers: %w", err)
 		}

@@ -45,6 +45,38 @@ func WriteVia(dir, name string, data []byte, mode fs.FileMode) error {
 	})
 }
 
+// WriteIn is Write for a file below a directory that no link leads out of: name is a path in root,
+// and a link of that name is replaced itself. Only one may write the file at a time; what a kill
+// leaves, the next one replaces.
+func WriteIn(root *os.Root, name string, data []byte, mode fs.FileMode) (err error) {
+	temporary := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+suffix)
+	if err := root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("replacing %s: %w", name, err)
+	}
+	f, err := root.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", name, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = root.Rename(temporary, name)
+	}
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", name, errors.Join(err, root.Remove(temporary)))
+	}
+	dir, err := root.Open(filepath.Dir(name))
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", name, err)
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
 func create(dir, name string, mode fs.FileMode, fill func(*os.File) error) (err error) {
 	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+".*"+suffix)
 	if err != nil {

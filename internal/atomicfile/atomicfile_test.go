@@ -37,6 +37,39 @@ func TestWrite(t *testing.T) {
 	alone(t, name)
 }
 
+// WriteIn follows no link out of its directory, and replaces one of the file's name.
+func TestWriteIn(t *testing.T) {
+	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "file")
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	name := filepath.Join(dir, "below", "file")
+	if err := errors.Join(os.WriteFile(outside, []byte("kept"), 0o600), os.Mkdir(filepath.Dir(name), 0o700),
+		os.Symlink(outside, name), os.Symlink(outside, filepath.Join(dir, "below", ".file.tmp")), os.Symlink(filepath.Dir(outside), filepath.Join(dir, "out"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"first", "", "again"} {
+		if err := atomicfile.WriteIn(root, "below/file", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Lstat(name)
+		if got, bad := os.ReadFile(name); err != nil || bad != nil || string(got) != text || info.Mode() != 0o644 {
+			t.Errorf("%q, %v, %v, %v", got, info, err, bad)
+		}
+		alone(t, name)
+	}
+	for _, bad := range []string{"out/file", "../file", "none/file"} {
+		if err := atomicfile.WriteIn(root, bad, []byte("x"), 0o644); err == nil {
+			t.Errorf("%s was written", bad)
+		}
+	}
+	if got, err := os.ReadFile(outside); err != nil || string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestClean(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "file")

@@ -73,8 +73,9 @@ var levels = map[string]int{
 	"internal/daemon":        8,
 	"internal/agent":         8,
 	"internal/operator":      8,
-	"cmd/holdfast":           9,
-	"cmd/holdfast-operator":  9,
+	"internal/courier":       9,
+	"cmd/holdfast":           10,
+	"cmd/holdfast-operator":  10,
 }
 
 // testOnly are the packages that only tests, the demo and the bench may import.
@@ -113,7 +114,7 @@ func TestImportDirection(t *testing.T) {
 }
 
 func TestImportsHaveTheirPlace(t *testing.T) {
-	kubernetes := []string{"api/v1", "api/holdfast/v1", "internal/render", "internal/operator", "internal/agent", "cmd/holdfast-operator"}
+	kubernetes := []string{"api/v1", "api/holdfast/v1", "internal/render", "internal/operator", "internal/agent", "internal/courier", "cmd/holdfast-operator"}
 	for _, rule := range []struct {
 		imports string // a package, with all below it
 		only    []string
