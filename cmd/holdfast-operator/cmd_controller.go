@@ -10,8 +10,6 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/holdfast/holdfast/internal/cli"
 	"github.com/holdfast/holdfast/internal/operator"
@@ -65,27 +63,4 @@ does that; there one MachineConfig a pool is written for it.
 	f.StringVar(&o.ProbeAddress, "health-probe-bind-address", ":8081", "the `address` for /healthz and /readyz; 0 for none")
 	addKubeconfig(cmd, &kubeconfig)
 	return cmd
-}
-
-// addKubeconfig adds the flag that says which API server.
-func addKubeconfig(cmd *cobra.Command, kubeconfig *string) {
-	cmd.Flags().StringVar(kubeconfig, "kubeconfig", "", "the `file` that says how to reach the API server; the default is $KUBECONFIG, or the pod's own service account")
-}
-
-// clusterConfig is how to reach the API server.
-func clusterConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" && os.Getenv("KUBECONFIG") == "" {
-		config, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("reaching the API server: %w: --kubeconfig names a file that says how", err)
-		}
-		return config, nil
-	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("reaching the API server: %w", err)
-	}
-	return config, nil
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command holdfast-operator applies ContainerRuntimeConfigs: the node agent.
+// Command holdfast-operator applies ContainerRuntimeConfigs: the node agent, and its courier in a
+// cluster.
 package main
 
 import (

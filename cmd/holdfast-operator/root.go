@@ -26,7 +26,8 @@ func newRootCommand() *cobra.Command {
 		Use:   "holdfast-operator",
 		Short: "Apply ContainerRuntimeConfigs",
 		Long: `The declarative side of Holdfast: on a node, the agent turns ContainerRuntimeConfigs
-into the configuration of CRI-O, Podman and the Holdfast daemon.
+into the configuration of CRI-O, Podman and the Holdfast daemon. In a cluster, a courier brings
+them to the node, and reports what became of them.
 ` + exitCodes,
 		Example: `  holdfast-operator install --file crc.yaml
   holdfast-operator agent --once --file crc.yaml
@@ -36,7 +37,8 @@ into the configuration of CRI-O, Podman and the Holdfast daemon.
 		Version:       Version,
 	}
 	cmd.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON")
-	cmd.AddCommand(newAgentCommand(g), newControllerCommand(), newInstallCommand(g), newUninstallCommand(g), newProbeCommand(), newWaitCommand(), newVersionCommand(g))
+	cmd.AddCommand(newAgentCommand(g), newInstallCommand(g), newUninstallCommand(g), newCourierCommand(), newControllerCommand(),
+		newProbeCommand(), newWaitCommand(), newVersionCommand(g))
 	return cmd
 }
 
