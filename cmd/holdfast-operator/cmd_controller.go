@@ -16,7 +16,7 @@ import (
 )
 
 // controllerMemory is what the garbage collector works towards.
-const controllerMemory = 80 << 20
+const controllerMemory = 64 << 20
 
 func newControllerCommand() *cobra.Command {
 	o := operator.Options{}

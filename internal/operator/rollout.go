@@ -85,7 +85,10 @@ func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 		taken := len(r.next) - len(redirected)
 		take(candidates, min(limit-len(r.unavailable), limit-busy-taken))
 		if len(r.next) < waiting {
-			r.wait = fmt.Sprintf("%d nodes at once", limit)
+			r.wait = "one node at a time"
+			if limit > 1 {
+				r.wait = fmt.Sprintf("%d nodes at a time", limit)
+			}
 		}
 	}
 	for _, name := range r.next {

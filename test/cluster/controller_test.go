@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -31,7 +32,9 @@ var operator = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	program := filepath.Join(cache, "test-cluster", "holdfast-operator")
-	out, err := exec.Command("go", "build", "-o", program, "github.com/holdfast/holdfast/cmd/holdfast-operator").CombinedOutput()
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, "github.com/holdfast/holdfast/cmd/holdfast-operator")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
+	out, err := build.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building holdfast-operator: %w\n%s", err, out)
 	}

@@ -61,9 +61,23 @@ func makeNodes(t testing.TB, c kube.Client, labels map[string]string, names ...s
 		if err := c.Create(t.Context(), node); err != nil {
 			t.Fatal(err)
 		}
-		setReady(t, c, name, corev1.ConditionTrue)
+		change(t, c.Status(), c, node, func(n *corev1.Node) {
+			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+			n.Status.Images = images // as a kubelet reports them, which is most of a node's size
+		})
 	}
 }
+
+// images are as many as a kubelet reports.
+var images = func() []corev1.ContainerImage {
+	var all []corev1.ContainerImage
+	for i := range 50 {
+		all = append(all, corev1.ContainerImage{SizeBytes: 1 << 30, Names: []string{
+			fmt.Sprintf("registry.example.com/namespace/image-%d@sha256:%064d", i, i), fmt.Sprintf("registry.example.com/namespace/image-%d:v1.2.3", i),
+		}})
+	}
+	return all
+}()
 
 func setReady(t testing.TB, c kube.Client, name string, status corev1.ConditionStatus) {
 	t.Helper()
