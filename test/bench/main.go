@@ -144,6 +144,7 @@ func phases() []phase {
 		{"storage", true, (*bench).measureStorage},
 		{"models", true, (*bench).measureModels},
 		{"node", true, (*bench).measureNode},
+		{"cluster", true, (*bench).measureCluster},
 	}
 }
 

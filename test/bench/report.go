@@ -53,6 +53,8 @@ type report struct {
 	Models models `json:"models"`
 	// Of the node agent.
 	Node nodeNumbers `json:"node"`
+	// Of the controller.
+	Cluster clusterReport `json:"cluster"`
 	// PeakRSS is the peak memory of each daemon process, in bytes.
 	PeakRSS []int64 `json:"peakRSS"`
 }
@@ -139,7 +141,7 @@ func (r *report) judge() []bar {
 			add(true, atMost, func() bar { return b })
 		}
 	}
-	for _, b := range r.Node.bars() {
+	for _, b := range append(r.Node.bars(), r.Cluster.bars()...) {
 		add(true, atMost, func() bar { return b })
 	}
 	add(len(r.PeakRSS) > 0, atMost, r.memoryBar)
