@@ -17,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/rest"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
 
 	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
@@ -43,6 +44,7 @@ var operator = sync.OnceValues(func() (string, error) {
 
 const (
 	namespace         = "holdfast-system"
+	courierAccount    = "holdfast-courier"
 	controllerAccount = "system:serviceaccount:" + namespace + ":holdfast-controller"
 )
 
@@ -53,8 +55,7 @@ func startController(t testing.TB, s *server, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := s.Kubeconfig(t, controllerAccount, "system:serviceaccounts", "system:serviceaccounts:"+namespace)
-	args = append([]string{"controller", "--kubeconfig=" + config, "--leader-election-namespace=" + namespace, "--health-probe-bind-address=0"}, args...)
+	args = append([]string{"controller", "--kubeconfig=" + kubeconfig(t, s.controllerConfig(t)), "--leader-election-namespace=" + namespace, "--health-probe-bind-address=0"}, args...)
 	p := run(t, filepath.Join(t.TempDir(), "controller.log"), program, args...)
 	t.Cleanup(func() {
 		if p.running() {
@@ -65,6 +66,12 @@ func startController(t testing.TB, s *server, args ...string) *process {
 		}
 	})
 	return p
+}
+
+// controllerConfig is for the controller, as its service account.
+func (s *server) controllerConfig(t testing.TB) *rest.Config {
+	t.Helper()
+	return s.ConfigFor(t, controllerAccount, "system:serviceaccounts", "system:serviceaccounts:"+namespace)
 }
 
 // stopController ends a controller as kubelets do. It gives its lease back.
@@ -83,22 +90,32 @@ func stopController(t testing.TB, p *process) {
 	}
 }
 
-// cluster is a server with an overlay applied, nodes and their stand-ins.
+// cluster is a server with an overlay applied.
 type cluster struct {
 	*server
 	client kube.WithWatch
-	fleet  *fleet
+	fleet  *fleet // stand-ins for nodes, if there are any
 }
 
+// newCluster is one with nodes and their stand-ins.
 func newCluster(t testing.TB, overlay string, nodes ...string) *cluster {
+	t.Helper()
+	c := newEmptyCluster(t, overlay)
+	makeNodes(t, c.client, linux, nodes...)
+	c.fleet = newFleet(t, c.client)
+	return c
+}
+
+func newEmptyCluster(t testing.TB, overlay string) *cluster {
 	t.Helper()
 	s := startServer(t)
 	s.InstallCRDs(t)
 	s.Apply(t, kustomizetest.Build(t, overlay))
-	c := newClient(t, s)
-	makeNodes(t, c, map[string]string{"kubernetes.io/os": "linux"}, nodes...)
-	return &cluster{server: s, client: c, fleet: newFleet(t, c)}
+	return &cluster{server: s, client: newClient(t, s)}
 }
+
+// linux are the labels of nodes that are in pool worker.
+var linux = map[string]string{"kubernetes.io/os": "linux"}
 
 // config makes a ContainerRuntimeConfig of its spec in YAML, which selects pools by a label.
 func (c *cluster) config(t testing.TB, name, label, spec string) {

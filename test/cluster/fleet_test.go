@@ -19,14 +19,21 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
 
 	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
 
-// newClient is a client for all types that the tests look at.
+// newClient is an administrator's client for all types that the tests look at.
 func newClient(t testing.TB, s *server) kube.WithWatch {
+	t.Helper()
+	return clientFor(t, s.Config)
+}
+
+// clientFor is the same for another user.
+func clientFor(t testing.TB, config *rest.Config) kube.WithWatch {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, apiv1.AddToScheme, holdfastv1.AddToScheme} {
@@ -34,7 +41,7 @@ func newClient(t testing.TB, s *server) kube.WithWatch {
 			t.Fatal(err)
 		}
 	}
-	c, err := kube.NewWithWatch(s.Config, kube.Options{Scheme: scheme})
+	c, err := kube.NewWithWatch(config, kube.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +269,9 @@ func newLedger(t testing.TB, c kube.WithWatch, lists ...kube.ObjectList) *ledger
 	return l
 }
 
-func key(o kube.Object) string { return strings.TrimPrefix(fmt.Sprintf("%T %s", o, o.GetName()), "*v1.") }
+func key(o kube.Object) string {
+	return strings.TrimPrefix(fmt.Sprintf("%T %s", o, o.GetName()), "*v1.")
+}
 
 func (l *ledger) note(kind watch.EventType, o kube.Object) {
 	l.mu.Lock()

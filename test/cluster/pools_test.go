@@ -137,7 +137,7 @@ spec: {nodeSelector: {matchLabels: {size: big}}}
 		})
 	})
 	t.Run("a node joins, and goes", func(t *testing.T) {
-		makeNodes(t, c.client, map[string]string{"kubernetes.io/os": "linux"}, "late")
+		makeNodes(t, c.client, linux, "late")
 		c.eventually(t, "it has what the others have", func(context.Context) error {
 			s := &holdfastv1.ContainerRuntimeNode{}
 			if err := c.client.Get(t.Context(), kube.ObjectKey{Name: "late"}, s); err != nil {

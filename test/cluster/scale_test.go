@@ -53,7 +53,7 @@ func testScale(t *testing.T, nodes, objects, batch, rounds int) {
 	for i := range 8 {
 		group.Go(func() {
 			for j := i; j < nodes; j += 8 {
-				makeNodes(t, c.client, map[string]string{"kubernetes.io/os": "linux"}, names[j])
+				makeNodes(t, c.client, linux, names[j])
 			}
 		})
 	}

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
@@ -194,15 +197,47 @@ func (s *server) ConfigFor(t testing.TB, user string, groups ...string) *rest.Co
 // Kubeconfig is a file with what ConfigFor has.
 func (s *server) Kubeconfig(t testing.TB, user string, groups ...string) string {
 	t.Helper()
-	c := s.ConfigFor(t, user, groups...)
+	return kubeconfig(t, s.ConfigFor(t, user, groups...))
+}
+
+// kubeconfig is a file with what a configuration has.
+func kubeconfig(t testing.TB, c *rest.Config) string {
+	t.Helper()
 	file := clientcmdapi.NewConfig()
 	file.Clusters["test"] = &clientcmdapi.Cluster{Server: c.Host, CertificateAuthorityData: c.CAData}
-	file.AuthInfos[user] = &clientcmdapi.AuthInfo{ClientCertificateData: c.CertData, ClientKeyData: c.KeyData}
-	file.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: user}
+	file.AuthInfos["test"] = &clientcmdapi.AuthInfo{ClientCertificateData: c.CertData, ClientKeyData: c.KeyData, Token: c.BearerToken}
+	file.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
 	file.CurrentContext = "test"
 	name := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := clientcmd.WriteToFile(*file, name); err != nil {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// courierConfig is for the courier of a node: with the token of a pod that is on the node.
+func (s *server) courierConfig(t testing.TB, node string) *rest.Config {
+	t.Helper()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "courier-" + node},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: courierAccount, Containers: []corev1.Container{{Name: "courier", Image: "courier"}}},
+	}
+	pod, err := client(t, s.Config).CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.tokenConfig(t, courierAccount, &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID})
+}
+
+// tokenConfig is for a service account of Holdfast's, with a token that is bound to an object, or nil.
+func (s *server) tokenConfig(t testing.TB, account string, bound *authv1.BoundObjectReference) *rest.Config {
+	t.Helper()
+	request := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{BoundObjectRef: bound}}
+	request, err := client(t, s.Config).CoreV1().ServiceAccounts(namespace).CreateToken(t.Context(), account, request, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(s.Config)
+	config.BearerToken = request.Status.Token
+	return config
 }

@@ -67,7 +67,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}]
 	s.eventually(t, "the reader may read again", func(context.Context) error { return list() })
 }
 
-func client(t *testing.T, config *rest.Config) kubernetes.Interface {
+func client(t testing.TB, config *rest.Config) kubernetes.Interface {
 	t.Helper()
 	c, err := kubernetes.NewForConfig(config)
 	if err != nil {
