@@ -30,6 +30,7 @@ import (
 // TestManifests applies every overlay as it is, one after the other. What is applied again is not
 // changed, and what uninstalls goes on top.
 func TestManifests(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	// That of OpenShift first: there are no definitions of the Machine Config Operator's in it.
 	for _, overlay := range []string{"openshift", "single-node", "kubernetes"} {
@@ -104,6 +105,7 @@ func (s *server) rights(t testing.TB, config *rest.Config) []string {
 // TestRights: what couriers and the controller may, and what they may not. That what the controller
 // may is enough, the tests in which it works show.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	c := newEmptyCluster(t, "kubernetes")
 	makeNodes(t, c.client, linux, "a", "b")
 	for _, name := range []string{"a", "b"} {
