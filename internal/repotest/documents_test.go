@@ -98,7 +98,7 @@ func isSetting(s string) bool { return strings.Contains(config.DefaultFile, "\n"
 
 func isFileName(s string) bool {
 	switch filepath.Ext(s) {
-	case ".go", ".md", ".toml", ".json", ".conf", ".service", ".lock", ".erofs":
+	case ".go", ".md", ".toml", ".json", ".yaml", ".conf", ".service", ".lock", ".erofs":
 		return true
 	}
 	return false
