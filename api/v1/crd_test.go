@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/api/v1/apitest"
 )
 
 const configsCRD = "crds/machineconfiguration.openshift.io_containerruntimeconfigs.yaml"
@@ -135,7 +136,7 @@ func TestDefinitionsAreValid(t *testing.T) {
 
 func TestUnknownFieldsArePruned(t *testing.T) {
 	s := newAPIServer(t)
-	pruned, errs, err := s.admit([]byte(object(`
+	pruned, errs, err := s.admit([]byte(apitest.Object(`
   containerRuntimeConfig:
     containerGomaxprocsBehavior: Autosize
     additionalImageStores: [{path: /a, owner: me}]
@@ -276,7 +277,7 @@ func TestEveryRuleIsTested(t *testing.T) {
 		if message == "" {
 			t.Error("a rule has no message")
 		}
-		if !slices.ContainsFunc(cases(), func(c testCase) bool { return strings.Contains(c.want, message) }) {
+		if !slices.ContainsFunc(apitest.Configs(), func(c apitest.Case) bool { return strings.Contains(c.Want, message) }) {
 			t.Errorf("no case wants %q", message)
 		}
 	}
@@ -284,23 +285,23 @@ func TestEveryRuleIsTested(t *testing.T) {
 
 func TestCases(t *testing.T) {
 	s := newAPIServer(t)
-	for _, c := range cases() {
-		t.Run(c.name, func(t *testing.T) {
-			pruned, errs, err := s.admit([]byte(c.document))
+	for _, c := range apitest.Configs() {
+		t.Run(c.Name, func(t *testing.T) {
+			pruned, errs, err := s.admit([]byte(c.Document))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if c.want == dropped {
+			if c.Want == apitest.Dropped {
 				if len(pruned) == 0 || len(errs) > 0 {
 					t.Errorf("the API server drops %q, and says %v", pruned, errs)
 				}
 			} else {
-				checkSaid(t, "the API server", errs.ToAggregate(), c.want)
-				if c.want == "" && len(pruned) > 0 {
+				checkSaid(t, "the API server", errs.ToAggregate(), c.Want)
+				if c.Want == "" && len(pruned) > 0 {
 					t.Errorf("the API server drops %q", pruned)
 				}
 			}
-			checkSaid(t, "Validate", parseAndValidate([]byte(c.document)), c.want)
+			checkSaid(t, "Validate", parseAndValidate([]byte(c.Document)), c.Want)
 		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/holdfast/holdfast/api/v1"
+	"github.com/holdfast/holdfast/api/v1/apitest"
 )
 
 const head = "apiVersion: machineconfiguration.openshift.io/v1\nkind: ContainerRuntimeConfig\n"
@@ -128,7 +129,7 @@ func TestParseErrors(t *testing.T) {
 		{"aliases that grow", bomb, []string{"more than 1048576 bytes"}},
 		{"aliases of a long text", "a: &a " + strings.Repeat("x", 1<<18) + "\nb: [*a, *a, *a, *a]", []string{"more than 1048576 bytes"}},
 		{"nulls without end", with("pidsLimit: 20", "additionalImageStores: ["+strings.Repeat("~,", 1<<18)+"]"), []string{"additionalImageStores[9]"}},
-		{"fields without end", with("pidsLimit: 20", strings.Trim(list(1<<14, "f#: 1"), "[]")), []string{"unknown field"}},
+		{"fields without end", with("pidsLimit: 20", strings.Trim(apitest.List(1<<14, "f#: 1"), "[]")), []string{"unknown field"}},
 		{"one field without end", strings.Repeat("a: 1\n", 1<<16), []string{`key "a" already set`}},
 		{"alias of itself", "a: &a [*a]", []string{"document 1"}},
 	} {
@@ -271,8 +272,8 @@ func TestValidateAnything(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, c := range cases() {
-		f.Add([]byte(c.document))
+	for _, c := range apitest.Configs() {
+		f.Add([]byte(c.Document))
 	}
 	f.Add([]byte(minimal("a") + "---\n" + minimal("b")))
 	f.Add([]byte(annotated("holdfast: {offline: true}\ncontainerRuntimeConfig: {additionalArtifactStores: [{path: /a, filter: {maxSize: 1Gi}}]}", "")))

@@ -81,8 +81,8 @@ var levels = map[string]int{
 // testOnly are the packages that only tests, the demo and the bench may import.
 func testOnly(path string) bool {
 	switch path {
-	case "internal/agent/agenttest", "internal/blob/blobtest", "internal/index/indextest", "internal/killtest",
-		"internal/kustomizetest", "internal/layer/layertest", "internal/repotest",
+	case "api/v1/apitest", "internal/agent/agenttest", "internal/blob/blobtest", "internal/index/indextest",
+		"internal/killtest", "internal/kustomizetest", "internal/layer/layertest", "internal/repotest",
 		"internal/shape", "internal/testimage", "internal/testregistry":
 		return true
 	}

@@ -1,24 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package v1_test
+// Package apitest has objects for tests: at and beyond each border of each rule of the
+// definitions, with what is said of them. An API server says it, and so does what takes its place
+// where there is none.
+package apitest
 
 import (
 	"fmt"
 	"strings"
 )
 
-// testCase is an object, and what is said of it: nothing if it is valid.
-type testCase struct {
-	name, document, want string
+// Case is an object in YAML, and a part of what is said of it: nothing if it is valid.
+type Case struct {
+	Name, Document, Want string
 }
 
-// object is one with a spec, which is YAML.
-func object(spec string) string {
+// Dropped is wanted of an object with a field that an API server drops: it is
+// valid there, and an error where nobody would see the warning.
+const Dropped = "unknown field"
+
+// Object is a ContainerRuntimeConfig with a spec, which is YAML.
+func Object(spec string) string {
 	return "apiVersion: machineconfiguration.openshift.io/v1\nkind: ContainerRuntimeConfig\nmetadata: {name: x}\nspec: " + spec + "\n"
 }
 
-// list is n elements that YAML's flow style separates.
-func list(n int, format string) string {
+// List is n elements that YAML's flow style separates; # is the number of each.
+func List(n int, format string) string {
 	var b strings.Builder
 	for i := range n {
 		fmt.Fprintf(&b, strings.ReplaceAll(format, "#", "%[1]d")+", ", i)
@@ -29,8 +36,8 @@ func list(n int, format string) string {
 // long is a text of n characters that starts with another.
 func long(n int, start string) string { return start + strings.Repeat("a", n-len(start)) }
 
-// cases are objects at and beyond each border of each rule.
-func cases() []testCase {
+// Configs are ContainerRuntimeConfigs.
+func Configs() []Case {
 	all := objectCases()
 	for _, group := range []struct {
 		format string
@@ -42,27 +49,27 @@ func cases() []testCase {
 		{"{containerRuntimeConfig: {additionalArtifactStores: [{path: /a, filter: {%s}}]}}", filterCases()},
 	} {
 		for _, c := range group.cases {
-			all = append(all, testCase{c[0], object(fmt.Sprintf(group.format, c[1])), c[2]})
+			all = append(all, Case{c[0], Object(fmt.Sprintf(group.format, c[1])), c[2]})
 		}
 	}
 	return all
 }
 
-func objectCases() []testCase {
-	return []testCase{
-		{"settings only", object("{containerRuntimeConfig: {}}"), ""},
-		{"no settings", object("{}"), "spec.containerRuntimeConfig: Required value"},
-		{"settings null", object("{containerRuntimeConfig: null}"), `spec.containerRuntimeConfig: Invalid value: "null"`},
-		{"spec null", object("null"), `spec: Invalid value: "null"`},
-		{"no spec", strings.Replace(object("{}"), "spec: {}", "", 1), "spec: Required value"},
-		{"settings a list", object("{containerRuntimeConfig: []}"), "spec.containerRuntimeConfig"},
-		{"name", strings.Replace(object("{containerRuntimeConfig: {}}"), "name: x", "name: Not_One", 1), "metadata.name: Invalid value"},
-		{"no name", strings.Replace(object("{containerRuntimeConfig: {}}"), "name: x", "labels: {a: b}", 1), "metadata.name: Required value"},
-		{"selector", object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchLabels: {disruption: '', maxSize: x}}}"), ""},
-		{"empty selector", object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {}}"), ""},
-		{"expressions", object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}}"), ""},
-		{"selector null", object("{containerRuntimeConfig: {}, machineConfigPoolSelector: null}"), `machineConfigPoolSelector: Invalid value: "null"`},
-		{"status", object("{containerRuntimeConfig: {}}\nstatus: {observedGeneration: 3, conditions: [{type: Success, status: 'True', lastTransitionTime: null}]}"), ""},
+func objectCases() []Case {
+	return []Case{
+		{"settings only", Object("{containerRuntimeConfig: {}}"), ""},
+		{"no settings", Object("{}"), "spec.containerRuntimeConfig: Required value"},
+		{"settings null", Object("{containerRuntimeConfig: null}"), `spec.containerRuntimeConfig: Invalid value: "null"`},
+		{"spec null", Object("null"), `spec: Invalid value: "null"`},
+		{"no spec", strings.Replace(Object("{}"), "spec: {}", "", 1), "spec: Required value"},
+		{"settings a list", Object("{containerRuntimeConfig: []}"), "spec.containerRuntimeConfig"},
+		{"name", strings.Replace(Object("{containerRuntimeConfig: {}}"), "name: x", "name: Not_One", 1), "metadata.name: Invalid value"},
+		{"no name", strings.Replace(Object("{containerRuntimeConfig: {}}"), "name: x", "labels: {a: b}", 1), "metadata.name: Required value"},
+		{"selector", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchLabels: {disruption: '', maxSize: x}}}"), ""},
+		{"empty selector", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {}}"), ""},
+		{"expressions", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}}"), ""},
+		{"selector null", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: null}"), `machineConfigPoolSelector: Invalid value: "null"`},
+		{"status", Object("{containerRuntimeConfig: {}}\nstatus: {observedGeneration: 3, conditions: [{type: Success, status: 'True', lastTransitionTime: null}]}"), ""},
 	}
 }
 
@@ -149,7 +156,7 @@ func storeCases() [][3]string {
 	const dots = "path must not contain '.' or '..' segments"
 	cases := [][3]string{
 		{"same path in two lists", "additionalImageStores: [{path: /a}], additionalArtifactStores: [{path: /a}]", ""},
-		{"filter of an image store is dropped", "additionalImageStores: [{path: /a, filter: 1}]", dropped},
+		{"filter of an image store is dropped", "additionalImageStores: [{path: /a, filter: 1}]", Dropped},
 	}
 	for field, most := range map[string]int{"additionalLayerStores": 5, "additionalImageStores": 10, "additionalArtifactStores": 10} {
 		duplicate := field + " must not contain duplicate paths"
@@ -157,8 +164,8 @@ func storeCases() [][3]string {
 			{"none", "[]", "should have at least 1 items"},
 			{"null", "null", field + wantNull},
 			{"a text", "/a", "spec.containerRuntimeConfig." + field},
-			{"most", list(most, "{path: /s#}"), ""},
-			{"one more", list(most+1, "{path: /s#}"), fmt.Sprintf("%s: Too many: %d: must have at most %d items", field, most+1, most)},
+			{"most", List(most, "{path: /s#}"), ""},
+			{"one more", List(most+1, "{path: /s#}"), fmt.Sprintf("%s: Too many: %d: must have at most %d items", field, most+1, most)},
 			{"twice", "[{path: /a}, {path: /b}, {path: /a}]", duplicate},
 			{"twice, by a slash", "[{path: /a}, {path: /a/}]", duplicate},
 			{"twice, by a slash first", "[{path: /a/}, {path: /a}]", duplicate},
@@ -189,10 +196,6 @@ func storeCases() [][3]string {
 	return cases
 }
 
-// dropped is wanted of an object with a field that an API server drops: it is
-// valid there, and an error where nobody would see the warning.
-const dropped = "unknown field"
-
 func holdfastCases() [][3]string {
 	const source = "source must be registry, the absolute path of an OCI layout, or docker://HOST[/PATH]"
 	const place = "place must be registry, the absolute path of a directory, or docker://HOST/REPOSITORY"
@@ -201,28 +204,28 @@ func holdfastCases() [][3]string {
 	const mirror = "mirror must be HOST[:PORT][/PATH]"
 	cases := [][3]string{
 		{"nothing", "", ""},
-		{"unknown", "colour: blue", dropped},
+		{"unknown", "colour: blue", Dropped},
 		{"offline", "offline: true", ""},
 		{"offline text", "offline: 'yes'", "offline"},
 		{"sources", "sources: [registry, /a, oci:/a, oci-archive:/a/b.tar, docker://h, 'docker://h:5000/team/app']", ""},
 		{"source most", "sources: ['" + long(512, "/") + "']", ""},
 		{"source long", "sources: ['" + long(513, "/") + "']", "holdfast.sources[0]: Too long: may not be more than 512 bytes"},
-		{"sources most", "sources: " + list(32, "/s#"), ""},
-		{"sources many", "sources: " + list(33, "/s#"), "sources: Too many: 33: must have at most 32 items"},
+		{"sources most", "sources: " + List(32, "/s#"), ""},
+		{"sources many", "sources: " + List(33, "/s#"), "sources: Too many: 33: must have at most 32 items"},
 		{"sources twice", "sources: [registry, /a, registry]", "sources must not contain duplicates"},
 		{"trusted sources", "sources: [/a], trustedSources: [/a]", ""},
-		{"trusted sources many", "trustedSources: " + list(33, "/s#"), "trustedSources: Too many: 33: must have at most 32 items"},
+		{"trusted sources many", "trustedSources: " + List(33, "/s#"), "trustedSources: Too many: 33: must have at most 32 items"},
 		{"trusted source long", "trustedSources: ['" + long(513, "/") + "']", "trustedSources[0]: Too long: may not be more than 512 bytes"},
 		{"restart", "disruption: Restart", ""},
 		{"reboot", "disruption: Reboot", ""},
 		{"restart case", "disruption: restart", `disruption: Unsupported value: "restart": supported values: "R`},
 		{"no disruption", "disruption: ''", `disruption: Unsupported value: ""`},
 		{"null", "include: null", "holdfast.include" + wantNull},
-		{"mirrors most", "registryMirrors: " + list(64, "{source: r#.io, mirrors: [m]}"), ""},
-		{"mirrors many", "registryMirrors: " + list(65, "{source: r#.io, mirrors: [m]}"), "registryMirrors: Too many: 65: must have at most 64 items"},
+		{"mirrors most", "registryMirrors: " + List(64, "{source: r#.io, mirrors: [m]}"), ""},
+		{"mirrors many", "registryMirrors: " + List(65, "{source: r#.io, mirrors: [m]}"), "registryMirrors: Too many: 65: must have at most 64 items"},
 		{"mirrors twice", "registryMirrors: [{source: r.io, mirrors: [a]}, {source: r.io, mirrors: [b]}]", "registryMirrors must not contain duplicate sources"},
-		{"mirrors most of one", "registryMirrors: [{source: r.io, mirrors: " + list(16, "m#") + "}]", ""},
-		{"mirrors many of one", "registryMirrors: [{source: r.io, mirrors: " + list(17, "m#") + "}]", "mirrors: Too many: 17: must have at most 16 items"},
+		{"mirrors most of one", "registryMirrors: [{source: r.io, mirrors: " + List(16, "m#") + "}]", ""},
+		{"mirrors many of one", "registryMirrors: [{source: r.io, mirrors: " + List(17, "m#") + "}]", "mirrors: Too many: 17: must have at most 16 items"},
 		{"mirrors none of one", "registryMirrors: [{source: r.io, mirrors: []}]", "should have at least 1 items"},
 		{"mirrors missing", "registryMirrors: [{source: r.io}]", "registryMirrors[0].mirrors: Required value"},
 		{"mirrored missing", "registryMirrors: [{mirrors: [m]}]", "registryMirrors[0].source: Required value"},
@@ -264,16 +267,16 @@ func holdfastCases() [][3]string {
 }
 
 var (
-	list32 = list(32, "/s#")
-	list33 = list(33, "/s#")
+	list32 = List(32, "/s#")
+	list33 = List(33, "/s#")
 )
 
 // patternCases are lists of patterns.
 func patternCases(field string, most int) [][3]string {
 	return [][3]string{
 		{field + " none", field + ": []", ""},
-		{field + " most", field + ": " + list(most, "p#"), ""},
-		{field + " many", field + ": " + list(most+1, "p#"), fmt.Sprintf("%s: Too many: %d: must have at most %d items", field, most+1, most)},
+		{field + " most", field + ": " + List(most, "p#"), ""},
+		{field + " many", field + ": " + List(most+1, "p#"), fmt.Sprintf("%s: Too many: %d: must have at most %d items", field, most+1, most)},
 		{field + " twice", field + ": [a, a]", ""},
 		{field + " long", field + ": [" + long(512, "p") + "]", ""},
 		{field + " longer", field + ": [" + long(513, "p") + "]", field + "[0]: Too long: may not be more than 512 bytes"},
@@ -288,7 +291,7 @@ func filterCases() [][3]string {
 	return append(append(patternCases("references", 64), patternCases("types", 64)...), [][3]string{
 		{"no filter", "", ""},
 		{"filter", "references: ['quay.io/*/*', '!*/*:old'], types: [application/vnd.cncf.model.*], maxSize: 20Gi", ""},
-		{"unknown in a filter", "reference: [a]", dropped},
+		{"unknown in a filter", "reference: [a]", Dropped},
 		{"size 0", "maxSize: 0", ""},
 		{"size int", "maxSize: 1000", ""},
 		{"size negative", "maxSize: -1", "invalid maxSize, cannot be less than 0"},
