@@ -44,6 +44,7 @@ type ContainerRuntimeConfigSpec struct {
 	// empty, none.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.key != '' && (e.operator in ['In', 'NotIn'] ? has(e.values) && e.values.size() > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || e.values.size() == 0)))",message="an expression must have a key and an operator: In or NotIn with values, Exists or DoesNotExist without"
 	MachineConfigPoolSelector *metav1.LabelSelector `json:"machineConfigPoolSelector,omitempty"`
 
 	// containerRuntimeConfig is the settings that OpenShift has, too.

@@ -32,7 +32,11 @@ import (
 	"github.com/holdfast/holdfast/api/v1/apitest"
 )
 
-const configsCRD = "crds/machineconfiguration.openshift.io_containerruntimeconfigs.yaml"
+const (
+	configsCRD = "crds/machineconfiguration.openshift.io_containerruntimeconfigs.yaml"
+	poolsCRD   = "crds/machineconfiguration.openshift.io_machineconfigpools.yaml"
+	nodesCRD   = "../holdfast/v1/crds/holdfast.github.io_containerruntimenodes.yaml"
+)
 
 // readCRD reads a definition as an API server does: strictly, with defaults.
 func readCRD(t testing.TB, path string) (*apiextensionsv1.CustomResourceDefinition, *apiextensions.CustomResourceDefinition) {
@@ -57,12 +61,12 @@ func readCRD(t testing.TB, path string) (*apiextensionsv1.CustomResourceDefiniti
 type apiServer struct {
 	structural *structuralschema.Structural
 	schema     schemavalidation.SchemaValidator
-	rules      *cel.Validator
+	rules      *cel.Validator // nil if there are none
 }
 
-func newAPIServer(t testing.TB) *apiServer {
+func newAPIServer(t testing.TB, path string) *apiServer {
 	t.Helper()
-	_, crd := readCRD(t, configsCRD)
+	_, crd := readCRD(t, path)
 	// The conversion moves the schema of an only version to the top.
 	props := crd.Spec.Validation.OpenAPIV3Schema
 	structural, err := structuralschema.NewStructural(props)
@@ -73,11 +77,7 @@ func newAPIServer(t testing.TB) *apiServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rules := cel.NewValidator(structural, true, celconfig.PerCallLimit)
-	if rules == nil {
-		t.Fatal("the definition has no rules")
-	}
-	return &apiServer{structural: structural, schema: schema, rules: rules}
+	return &apiServer{structural: structural, schema: schema, rules: cel.NewValidator(structural, true, celconfig.PerCallLimit)}
 }
 
 // admit does what creating an object does, in the order of the API server:
@@ -135,7 +135,7 @@ func TestDefinitionsAreValid(t *testing.T) {
 }
 
 func TestUnknownFieldsArePruned(t *testing.T) {
-	s := newAPIServer(t)
+	s := newAPIServer(t, configsCRD)
 	pruned, errs, err := s.admit([]byte(apitest.Object(`
   containerRuntimeConfig:
     containerGomaxprocsBehavior: Autosize
@@ -260,49 +260,73 @@ func messagesIn(node any, into map[string]bool) {
 }
 
 func TestEveryRuleIsTested(t *testing.T) {
-	data, err := os.ReadFile(configsCRD)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tree any
-	if err := yaml.Unmarshal(data, &tree); err != nil {
-		t.Fatal(err)
-	}
-	messages := map[string]bool{}
-	messagesIn(tree, messages)
-	if len(messages) < 10 {
-		t.Fatalf("only %d messages in %s", len(messages), configsCRD)
-	}
-	for message := range messages {
-		if message == "" {
-			t.Error("a rule has no message")
+	for _, c := range []struct {
+		path  string
+		cases []apitest.Case
+		least int // of messages
+	}{{configsCRD, apitest.Configs(), 10}, {poolsCRD, apitest.Pools(), 2}, {nodesCRD, apitest.Nodes(), 0}} {
+		data, err := os.ReadFile(c.path)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !slices.ContainsFunc(apitest.Configs(), func(c apitest.Case) bool { return strings.Contains(c.Want, message) }) {
-			t.Errorf("no case wants %q", message)
+		var tree any
+		if err := yaml.Unmarshal(data, &tree); err != nil {
+			t.Fatal(err)
+		}
+		messages := map[string]bool{}
+		messagesIn(tree, messages)
+		if len(messages) < c.least {
+			t.Fatalf("only %d messages in %s", len(messages), c.path)
+		}
+		for message := range messages {
+			if message == "" {
+				t.Errorf("%s: a rule has no message", c.path)
+			}
+			if !slices.ContainsFunc(c.cases, func(c apitest.Case) bool { return strings.Contains(c.Want, message) }) {
+				t.Errorf("%s: no case wants %q", c.path, message)
+			}
 		}
 	}
 }
 
 func TestCases(t *testing.T) {
-	s := newAPIServer(t)
+	s := newAPIServer(t, configsCRD)
 	for _, c := range apitest.Configs() {
 		t.Run(c.Name, func(t *testing.T) {
-			pruned, errs, err := s.admit([]byte(c.Document))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c.Want == apitest.Dropped {
-				if len(pruned) == 0 || len(errs) > 0 {
-					t.Errorf("the API server drops %q, and says %v", pruned, errs)
-				}
-			} else {
-				checkSaid(t, "the API server", errs.ToAggregate(), c.Want)
-				if c.Want == "" && len(pruned) > 0 {
-					t.Errorf("the API server drops %q", pruned)
-				}
-			}
+			checkAdmitted(t, s, c)
 			checkSaid(t, "Validate", parseAndValidate([]byte(c.Document)), c.Want)
 		})
+	}
+}
+
+// TestOtherCases is those of kinds that there are in clusters only.
+func TestOtherCases(t *testing.T) {
+	for _, kind := range []struct {
+		path  string
+		cases []apitest.Case
+	}{{poolsCRD, apitest.Pools()}, {nodesCRD, apitest.Nodes()}} {
+		s := newAPIServer(t, kind.path)
+		for _, c := range kind.cases {
+			t.Run(c.Name, func(t *testing.T) { checkAdmitted(t, s, c) })
+		}
+	}
+}
+
+func checkAdmitted(t *testing.T, s *apiServer, c apitest.Case) {
+	t.Helper()
+	pruned, errs, err := s.admit([]byte(c.Document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Want == apitest.Dropped {
+		if len(pruned) == 0 || len(errs) > 0 {
+			t.Errorf("the API server drops %q, and says %v", pruned, errs)
+		}
+		return
+	}
+	checkSaid(t, "the API server", errs.ToAggregate(), c.Want)
+	if c.Want == "" && len(pruned) > 0 {
+		t.Errorf("the API server drops %q", pruned)
 	}
 }
 

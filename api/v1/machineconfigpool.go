@@ -41,12 +41,14 @@ type MachineConfigPoolSpec struct {
 	// inherit from worker.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.key != '' && (e.operator in ['In', 'NotIn'] ? has(e.values) && e.values.size() > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || e.values.size() == 0)))",message="an expression must have a key and an operator: In or NotIn with values, Exists or DoesNotExist without"
 	MachineConfigSelector *metav1.LabelSelector `json:"machineConfigSelector,omitempty"`
 
 	// nodeSelector selects the nodes. Of the pools that select a node a custom one counts
 	// before master, and that before worker. Without it, or if it is empty, none.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.key != '' && (e.operator in ['In', 'NotIn'] ? has(e.values) && e.values.size() > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || e.values.size() == 0)))",message="an expression must have a key and an operator: In or NotIn with values, Exists or DoesNotExist without"
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
 	// paused keeps nodes as they are.

@@ -34,6 +34,7 @@ const (
 	messageMirrorSource = "source must be HOST[:PORT][/PATH] or *.DOMAIN"
 	messageMirror       = "mirror must be HOST[:PORT][/PATH]"
 	messageMirrors      = "registryMirrors must not contain duplicate sources"
+	messageSelector     = "an expression must have a key and an operator: In or NotIn with values, Exists or DoesNotExist without"
 	messageShare        = "must be a quantity of bytes such as 100Gi, or a percentage such as 50%"
 )
 
@@ -83,6 +84,7 @@ func (c *ContainerRuntimeConfig) Validate() field.ErrorList {
 		}
 	}
 	spec := field.NewPath("spec")
+	errs = append(errs, validateSelector(spec.Child("machineConfigPoolSelector"), c.Spec.MachineConfigPoolSelector)...)
 	errs = append(errs, c.Spec.ContainerRuntimeConfig.validate(spec.Child("containerRuntimeConfig"))...)
 	return append(errs, c.Spec.Holdfast.validate(spec.Child("holdfast"))...)
 }

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -71,6 +72,31 @@ func validateEnum(path *field.Path, value string, supported []string) field.Erro
 		return nil
 	}
 	return field.ErrorList{field.NotSupported(path, value, supported)}
+}
+
+func validateSelector(path *field.Path, s *metav1.LabelSelector) field.ErrorList {
+	if s == nil {
+		return nil
+	}
+	for i, e := range s.MatchExpressions {
+		path := path.Child("matchExpressions").Index(i)
+		valid := false
+		switch e.Operator {
+		case metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn:
+			valid = len(e.Values) > 0
+		case metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist:
+			valid = len(e.Values) == 0
+		case "":
+			return field.ErrorList{field.Required(path.Child("operator"), messageSelector)}
+		}
+		if e.Key == "" {
+			return field.ErrorList{field.Required(path.Child("key"), messageSelector)}
+		}
+		if !valid {
+			return field.ErrorList{field.Invalid(path.Child("operator"), e.Operator, messageSelector)}
+		}
+	}
+	return nil
 }
 
 func validateShare(path *field.Path, s string) field.ErrorList {

@@ -154,7 +154,7 @@ spec: {nodeSelector: {matchLabels: {size: big}}}
 	})
 	t.Run("an invalid selector", func(t *testing.T) {
 		c.changePool(t, "gpu", func(p *apiv1.MachineConfigPool) {
-			p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "gpu", Operator: "Maybe"}}}
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "gpu", Operator: metav1.LabelSelectorOpIn, Values: []string{"no label"}}}}
 		})
 		c.poolSays(t, "gpu", apiv1.PoolRenderDegraded, "True", "nodeSelector")
 		c.updated(t, "worker", "all")

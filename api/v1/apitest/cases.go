@@ -43,6 +43,7 @@ func Configs() []Case {
 		format string
 		cases  [][3]string
 	}{
+		{"{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchExpressions: [{%s}]}}", expressionCases},
 		{"{containerRuntimeConfig: {%s}}", settingCases},
 		{"{containerRuntimeConfig: {%s}}", storeCases()},
 		{"{containerRuntimeConfig: {}, holdfast: {%s}}", holdfastCases()},
@@ -67,13 +68,31 @@ func objectCases() []Case {
 		{"no name", strings.Replace(Object("{containerRuntimeConfig: {}}"), "name: x", "labels: {a: b}", 1), "metadata.name: Required value"},
 		{"selector", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchLabels: {disruption: '', maxSize: x}}}"), ""},
 		{"empty selector", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {}}"), ""},
-		{"expressions", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}}"), ""},
 		{"selector null", Object("{containerRuntimeConfig: {}, machineConfigPoolSelector: null}"), `machineConfigPoolSelector: Invalid value: "null"`},
 		{"status", Object("{containerRuntimeConfig: {}}\nstatus: {observedGeneration: 3, conditions: [{type: Success, status: 'True', lastTransitionTime: null}]}"), ""},
 	}
 }
 
+// expressionCases are expressions of selectors.
+var expressionCases = [][3]string{
+	{"expression", "key: a, operator: In, values: [b]", ""},
+	{"expression not in", "key: a, operator: NotIn, values: [b, c]", ""},
+	{"expression exists", "key: a, operator: Exists", ""},
+	{"expression exists, no values", "key: a, operator: DoesNotExist, values: []", ""},
+	{"expression of another operator", "key: a, operator: Maybe, values: [b]", wantSelector},
+	{"expression without an operator", "key: a", "matchExpressions[0].operator: Required value"},
+	{"expression with an empty operator", "key: a, operator: ''", wantSelector},
+	{"expression without a key", "operator: Exists", "matchExpressions[0].key: Required value"},
+	{"expression with an empty key", "key: '', operator: Exists", wantSelector},
+	{"expression without values", "key: a, operator: In", wantSelector},
+	{"expression with no values", "key: a, operator: NotIn, values: []", wantSelector},
+	{"expression with values too many", "key: a, operator: Exists, values: [b]", wantSelector},
+	{"expression with values null", "key: a, operator: Exists, values: null", "values" + wantNull},
+	{"expression that is not the first", "key: a, operator: Exists}, {key: a, operator: Maybe", wantSelector},
+}
+
 const (
+	wantSelector = "an expression must have a key and an operator: In or NotIn with values, Exists or DoesNotExist without"
 	wantPids     = "pidsLimit: Invalid value: %s: invalid PidsLimit, must be 0 or at least 20"
 	wantLogSize  = "invalid LogSizeMax, cannot be less than 8kB"
 	wantQuantity = "must be a quantity such as 512Mi"
