@@ -222,7 +222,7 @@ type ContainerRuntimeConfigStatus struct {
 	//
 	// +optional
 	// +listType=atomic
-	Conditions []ContainerRuntimeConfigCondition `json:"conditions"`
+	Conditions []ContainerRuntimeConfigCondition `json:"conditions,omitempty"`
 }
 
 // ContainerRuntimeConfigCondition is one thing to know of an object.

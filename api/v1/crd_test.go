@@ -28,14 +28,16 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
+	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	v1 "github.com/holdfast/holdfast/api/v1"
 	"github.com/holdfast/holdfast/api/v1/apitest"
 )
 
 const (
-	configsCRD = "crds/machineconfiguration.openshift.io_containerruntimeconfigs.yaml"
-	poolsCRD   = "crds/machineconfiguration.openshift.io_machineconfigpools.yaml"
-	nodesCRD   = "../holdfast/v1/crds/holdfast.github.io_containerruntimenodes.yaml"
+	configsCRD  = "crds/machineconfiguration.openshift.io_containerruntimeconfigs.yaml"
+	poolsCRD    = "crds/machineconfiguration.openshift.io_machineconfigpools.yaml"
+	machinesCRD = "crds/machineconfiguration.openshift.io_machineconfigs.yaml"
+	nodesCRD    = "../holdfast/v1/crds/holdfast.github.io_containerruntimenodes.yaml"
 )
 
 // readCRD reads a definition as an API server does: strictly, with defaults.
@@ -327,6 +329,44 @@ func checkAdmitted(t *testing.T, s *apiServer, c apitest.Case) {
 	checkSaid(t, "the API server", errs.ToAggregate(), c.Want)
 	if c.Want == "" && len(pruned) > 0 {
 		t.Errorf("the API server drops %q", pruned)
+	}
+}
+
+// TestGoObjects: an object of which a program has set nothing but what must be is admitted, with its
+// status, also where Go has a nil that JSON would have as null.
+func TestGoObjects(t *testing.T) {
+	meta := metav1.ObjectMeta{Name: "x"}
+	for _, c := range []struct {
+		path   string
+		object runtime.Object
+	}{
+		{configsCRD, &v1.ContainerRuntimeConfig{ObjectMeta: meta, Spec: v1.ContainerRuntimeConfigSpec{ContainerRuntimeConfig: &v1.ContainerRuntimeConfiguration{}}}},
+		{configsCRD, &v1.ContainerRuntimeConfig{
+			ObjectMeta: meta,
+			Spec: v1.ContainerRuntimeConfigSpec{
+				MachineConfigPoolSelector: &metav1.LabelSelector{},
+				ContainerRuntimeConfig:    &v1.ContainerRuntimeConfiguration{AdditionalArtifactStores: []v1.AdditionalArtifactStore{{Path: "/a", Filter: &v1.ArtifactFilter{}}}},
+				Holdfast:                  &v1.HoldfastConfiguration{},
+			},
+			Status: v1.ContainerRuntimeConfigStatus{Conditions: []v1.ContainerRuntimeConfigCondition{{}}},
+		}},
+		{poolsCRD, &v1.MachineConfigPool{ObjectMeta: meta}},
+		{poolsCRD, &v1.MachineConfigPool{
+			ObjectMeta: meta,
+			Spec:       v1.MachineConfigPoolSpec{NodeSelector: &metav1.LabelSelector{}, Configuration: v1.MachineConfigPoolConfiguration{Source: []v1.ObjectReference{{}}}},
+			Status:     v1.MachineConfigPoolStatus{Conditions: []v1.MachineConfigPoolCondition{{}}},
+		}},
+		{machinesCRD, &v1.MachineConfig{ObjectMeta: meta}},
+		{nodesCRD, &holdfastv1.ContainerRuntimeNode{ObjectMeta: meta}},
+	} {
+		document, err := yaml.Marshal(c.object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pruned, errs, err := newAPIServer(t, c.path).admit(document)
+		if err != nil || len(errs) > 0 || len(pruned) > 0 {
+			t.Errorf("%T: %v, %v, drops %q, of\n%s", c.object, err, errs, pruned, document)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ type MachineConfigSpec struct {
 	//
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
-	Config runtime.RawExtension `json:"config,omitempty"`
+	Config runtime.RawExtension `json:"config,omitzero"`
 }
 
 // MachineConfigList is a list of them.
