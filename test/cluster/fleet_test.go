@@ -70,13 +70,13 @@ func makeNodes(t testing.TB, c kube.Client, labels map[string]string, names ...s
 		}
 		change(t, c.Status(), c, node, func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-			n.Status.Images = images // as a kubelet reports them, which is most of a node's size
+			n.Status.Images = kubeletImages // as a kubelet reports them, which is most of a node's size
 		})
 	}
 }
 
-// images are as many as a kubelet reports.
-var images = func() []corev1.ContainerImage {
+// kubeletImages are as many as a kubelet reports, with names as long.
+var kubeletImages = func() []corev1.ContainerImage {
 	var all []corev1.ContainerImage
 	for i := range 50 {
 		all = append(all, corev1.ContainerImage{SizeBytes: 1 << 30, Names: []string{
