@@ -164,6 +164,10 @@ func (s *server) eventually(t testing.TB, what string, try func(context.Context)
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	var ended chan struct{} // nil, which is never closed, while it is stopped
+	if s.apiserver != nil {
+		ended = s.apiserver.ended
+	}
 	for {
 		err := try(ctx)
 		if err == nil {
@@ -172,7 +176,7 @@ func (s *server) eventually(t testing.TB, what string, try func(context.Context)
 		select {
 		case <-s.etcd.ended:
 			t.Fatalf("waiting until %s: etcd has ended: %v", what, s.etcd.err)
-		case <-s.apiserver.ended:
+		case <-ended:
 			t.Fatalf("waiting until %s: kube-apiserver has ended: %v", what, s.apiserver.err)
 		case <-ctx.Done():
 			t.Fatalf("waiting until %s: %v", what, err)
