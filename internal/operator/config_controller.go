@@ -72,8 +72,13 @@ func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Requ
 			continue
 		}
 		if r.platform == Kubernetes && !takenFrom(&pools[i], c.refs) {
-			// It has not been rendered yet: what is said then would be changed at once.
-			return reconcile.Result{}, nil
+			refusal := refused(&pools[i])
+			if refusal == nil {
+				// It has not been rendered yet: what is said now would be changed at once.
+				return reconcile.Result{}, nil
+			}
+			refusal.Objects = []string{o.Name}
+			c.problems = []render.Problem{*refusal}
 		}
 		in = append(in, involved{&pools[i], c.problems})
 	}

@@ -33,6 +33,21 @@ type configuration struct {
 // involves reports whether an object is part of the configuration, or would be if it could.
 func (c *configuration) involves(object string) bool { return slices.Contains(c.sources, object) }
 
+// refuse says, before all else, why the configuration cannot be applied at all.
+func (c *configuration) refuse(reason string, err error) {
+	c.problems = append([]render.Problem{{Objects: c.sources, Reason: reason, Message: err.Error()}}, c.problems...)
+}
+
+// refused is the problem for which a pool stays with what it has, nil if there is none.
+func refused(pool *apiv1.MachineConfigPool) *render.Problem {
+	for _, c := range pool.Status.Conditions {
+		if c.Type == apiv1.PoolRenderDegraded && c.ObservedGeneration == pool.Generation && (c.Reason == reasonForeign || c.Reason == reasonRender) {
+			return &render.Problem{Reason: c.Reason, Message: c.Message}
+		}
+	}
+	return nil
+}
+
 // configure merges what selects a pool, and what it inherits.
 func configure(pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, objects []apiv1.ContainerRuntimeConfig) configuration {
 	var c configuration

@@ -10,12 +10,14 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 	"github.com/holdfast/holdfast/internal/render"
 )
@@ -46,7 +48,7 @@ func generated(pool *apiv1.MachineConfigPool, name string, files []render.File) 
 
 // rendered is what nodes are told to have. It is never changed: another configuration has
 // another name, as with the Machine Config Operator, so that a node which is given one late, or
-// boots in between, gets what was meant.
+// boots in between, gets what was meant. It outlives its pool as long as nodes refer to it.
 func rendered(pool *apiv1.MachineConfigPool, files []render.File, disruption apiv1.Disruption) (*apiv1.MachineConfig, error) {
 	mc, err := generated(pool, "", files)
 	if err != nil {
@@ -55,6 +57,7 @@ func rendered(pool *apiv1.MachineConfigPool, files []render.File, disruption api
 	sum := sha256.Sum256(mc.Spec.Config.Raw)
 	mc.Name = renderedPrefix + pool.Name + "-" + hex.EncodeToString(sum[:16])
 	delete(mc.Labels, apiv1.RoleLabel) // it is not one of those that make up a pool's
+	mc.OwnerReferences = nil
 	if disruption == apiv1.RebootNode {
 		mc.Annotations = map[string]string{disruptionAnnotation: string(disruption)}
 	}
@@ -87,7 +90,9 @@ func ensure(ctx context.Context, c client.Client, want *apiv1.MachineConfig) err
 	before := have.DeepCopy()
 	have.Labels = merged(have.Labels, want.Labels)
 	have.Annotations = merged(have.Annotations, want.Annotations)
-	have.OwnerReferences = want.OwnerReferences
+	if len(want.OwnerReferences) > 0 {
+		have.OwnerReferences = want.OwnerReferences
+	}
 	if !sameJSON(have.Spec.Config.Raw, want.Spec.Config.Raw) {
 		have.Spec = want.Spec
 	}
@@ -113,15 +118,23 @@ func remove(ctx context.Context, c client.Client, name string) error {
 	return nil
 }
 
-// removeUnused deletes rendered MachineConfigs of a pool that nobody refers to any more.
-func removeUnused(ctx context.Context, c client.Client, pool string, used func(name string) bool) error {
+// removeUnused deletes rendered MachineConfigs of a pool, and of pools that have gone, that neither
+// the pool nor a node refers to any more. Those of other pools it leaves alone: what they refer to
+// now, the cache may not have yet.
+func removeUnused(ctx context.Context, c client.Client, pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, states []holdfastv1.ContainerRuntimeNode) error {
+	used := map[string]bool{pool.Spec.Configuration.Name: true, pool.Status.Configuration.Name: true}
+	for i := range states {
+		used[states[i].Spec.DesiredConfig], used[states[i].Status.CurrentConfig] = true, true
+	}
 	var all apiv1.MachineConfigList
 	if err := c.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing MachineConfigs: %w", err)
 	}
 	for i := range all.Items {
 		name := all.Items[i].Name
-		if ours(&all.Items[i]) && renderedFor(name) == pool && !used(name) {
+		of := renderedFor(name)
+		other := of != pool.Name && slices.ContainsFunc(pools, func(p apiv1.MachineConfigPool) bool { return p.Name == of })
+		if ours(&all.Items[i]) && of != "" && !other && !used[name] {
 			if err := remove(ctx, c, name); err != nil {
 				return err
 			}

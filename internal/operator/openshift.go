@@ -63,7 +63,7 @@ func (r *poolReconciler) writeMerged(ctx context.Context, pool *apiv1.MachineCon
 	}
 	files, err := render.Files(c.spec, base, render.Options{})
 	if err != nil {
-		c.problems = append(c.problems, render.Problem{Objects: c.sources, Reason: reasonRender, Message: err.Error()})
+		c.refuse(reasonRender, err)
 		return nil
 	}
 	object, err := render.Object(pool.Name, c.spec, true)
@@ -80,7 +80,7 @@ func (r *poolReconciler) writeMerged(ctx context.Context, pool *apiv1.MachineCon
 	err = ensure(ctx, r.client, mc)
 	var foreign *foreignError
 	if errors.As(err, &foreign) {
-		c.problems = append(c.problems, render.Problem{Objects: c.sources, Reason: reasonForeign, Message: err.Error()})
+		c.refuse(reasonForeign, err)
 		return nil
 	}
 	return err

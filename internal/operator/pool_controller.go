@@ -73,11 +73,13 @@ func (r *poolReconciler) allPools(ctx context.Context, o client.Object) []reconc
 	for i := range list.Items {
 		all = append(all, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
 	}
-	if owner := metav1.GetControllerOf(o); owner != nil && ours(o) {
-		request := reconcile.Request{NamespacedName: client.ObjectKey{Name: owner.Name}}
-		if !slices.Contains(all, request) {
-			all = append(all, request)
-		}
+	pool := renderedFor(o.GetName())
+	if owner := metav1.GetControllerOf(o); owner != nil {
+		pool = owner.Name
+	}
+	request := reconcile.Request{NamespacedName: client.ObjectKey{Name: pool}}
+	if pool != "" && ours(o) && !slices.Contains(all, request) {
+		all = append(all, request)
 	}
 	return all
 }
@@ -97,7 +99,7 @@ func (r *poolReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 		return result(err)
 	}
 	if at < 0 {
-		return result(r.removeAll(ctx, request.Name))
+		return result(r.removeAll(ctx, request.Name, pools, nodes))
 	}
 	objects, err := r.objects(ctx)
 	if err != nil {
@@ -108,7 +110,7 @@ func (r *poolReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 	if r.platform == OpenShift {
 		err = r.reconcileOpenShift(ctx, pool, pools, c, nodes)
 	} else {
-		err = r.reconcile(ctx, pool, c, nodes)
+		err = r.reconcile(ctx, pool, pools, c, nodes)
 	}
 	return result(err)
 }
@@ -130,7 +132,8 @@ func (r *poolReconciler) release(ctx context.Context, pool string, nodes members
 		}
 		after := s.DeepCopy()
 		after.Spec.Pool = ""
-		if err := r.client.Patch(ctx, after, client.MergeFromWithOptions(s.DeepCopy(), client.MergeFromWithOptimisticLock{})); err != nil {
+		err := r.client.Patch(ctx, after, client.MergeFromWithOptions(s.DeepCopy(), client.MergeFromWithOptimisticLock{}))
+		if client.IgnoreNotFound(err) != nil { // it goes with its node
 			return fmt.Errorf("letting go of node %s: %w", s.Name, err)
 		}
 	}
@@ -138,9 +141,9 @@ func (r *poolReconciler) release(ctx context.Context, pool string, nodes members
 }
 
 // removeAll removes what was made for a pool that has gone. Its nodes stay as they are.
-func (r *poolReconciler) removeAll(ctx context.Context, pool string) error {
-	return errors.Join(remove(ctx, r.client, r.generatedName(pool)),
-		removeUnused(ctx, r.client, pool, func(string) bool { return false }))
+func (r *poolReconciler) removeAll(ctx context.Context, pool string, pools []apiv1.MachineConfigPool, nodes membership) error {
+	gone := &apiv1.MachineConfigPool{ObjectMeta: metav1.ObjectMeta{Name: pool}}
+	return errors.Join(remove(ctx, r.client, r.generatedName(pool)), removeUnused(ctx, r.client, gone, pools, nodes.states))
 }
 
 // generatedName is the name of the MachineConfig that is made for a pool.
@@ -153,7 +156,7 @@ func (r *poolReconciler) generatedName(pool string) string {
 
 // reconcile writes, in this order: what a pool is to have, that it is to have it, which nodes
 // are to have it now, and how far it is. So whatever is referred to is there.
-func (r *poolReconciler) reconcile(ctx context.Context, pool *apiv1.MachineConfigPool, c configuration, nodes membership) error {
+func (r *poolReconciler) reconcile(ctx context.Context, pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, c configuration, nodes membership) error {
 	t, err := r.render(ctx, pool, &c)
 	if err != nil {
 		return err
@@ -167,12 +170,7 @@ func (r *poolReconciler) reconcile(ctx context.Context, pool *apiv1.MachineConfi
 	if err := r.report(ctx, pool, poolStatus(pool, t, plan, members, c.problems)); err != nil {
 		return err
 	}
-	return removeUnused(ctx, r.client, pool.Name, func(name string) bool {
-		return name == pool.Spec.Configuration.Name || name == pool.Status.Configuration.Name ||
-			slices.ContainsFunc(nodes.states, func(s holdfastv1.ContainerRuntimeNode) bool {
-				return s.Spec.DesiredConfig == name || s.Status.CurrentConfig == name
-			})
-	})
+	return removeUnused(ctx, r.client, pool, pools, nodes.states)
 }
 
 // render writes the MachineConfigs of a pool, and refers to them in it. If they cannot be made
@@ -185,7 +183,7 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 	}
 	files, err := filesOf(pool.Name, c.spec)
 	if err != nil {
-		c.problems = append(c.problems, render.Problem{Objects: c.sources, Reason: reasonRender, Message: err.Error()})
+		c.refuse(reasonRender, err)
 		return old, nil
 	}
 	visible, err := generated(pool, render.MachineConfigName(pool.Name), files)
@@ -205,11 +203,14 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 		err = ensure(ctx, r.client, mc)
 	}
 	var foreign *foreignError
-	if errors.As(err, &foreign) || apierrors.IsInvalid(err) || apierrors.IsRequestEntityTooLargeError(err) {
-		c.problems = append(c.problems, render.Problem{Objects: c.sources, Reason: reasonForeign, Message: err.Error()})
+	switch {
+	case errors.As(err, &foreign):
+		c.refuse(reasonForeign, err)
 		return old, nil
-	}
-	if err != nil {
+	case apierrors.IsInvalid(err) || apierrors.IsRequestEntityTooLargeError(err):
+		c.refuse(reasonRender, err)
+		return old, nil
+	case err != nil:
 		return old, err
 	}
 	return target{name: mc.Name, empty: len(c.sources) == 0}, r.refer(ctx, pool, mc.Name, c)
@@ -318,10 +319,4 @@ func (r *poolReconciler) report(ctx context.Context, pool *apiv1.MachineConfigPo
 }
 
 // short is a message that fits into an event.
-func short(s string) string {
-	const room = 1000
-	if len(s) > room {
-		return s[:room] + " ..."
-	}
-	return s
-}
+func short(s string) string { return cut(s, maxEvent) }

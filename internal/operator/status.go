@@ -16,8 +16,11 @@ import (
 	"github.com/holdfast/holdfast/internal/render"
 )
 
-// maxMessage bounds the message of a condition.
-const maxMessage = 8 << 10
+// The longest message of a condition, and of an event (whose limit is 1024 bytes).
+const (
+	maxMessage = 8 << 10
+	maxEvent   = 1000
+)
 
 // poolStatus sums up a pool. What is the same as before keeps its time.
 func poolStatus(pool *apiv1.MachineConfigPool, t target, r rollout, members []member, problems []render.Problem) apiv1.MachineConfigPoolStatus {
@@ -41,6 +44,8 @@ func poolStatus(pool *apiv1.MachineConfigPool, t target, r rollout, members []me
 		c.set(apiv1.PoolUpdating, false, "", "", "AllNodesUpdated", "")
 	case pool.Spec.Paused:
 		c.set(apiv1.PoolUpdating, false, "", "", "Paused", "Pool is paused; will not update to "+t.name)
+	case len(r.updating) == 0 && r.wait == "":
+		c.set(apiv1.PoolUpdating, false, "", "", "NoAgent", missing(t, r))
 	case len(r.degraded) > 0 && len(r.updating) == 0:
 		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", "The rest of the nodes waits: "+r.wait)
 	default:
@@ -170,11 +175,13 @@ func join(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "; ")
 }
 
-func bounded(s string) string {
-	if len(s) <= maxMessage {
+func bounded(s string) string { return cut(s, maxMessage) }
+
+func cut(s string, most int) string {
+	if len(s) <= most {
 		return s
 	}
-	return strings.ToValidUTF8(s[:maxMessage], "") + " ..."
+	return strings.ToValidUTF8(s[:most], "") + " ..."
 }
 
 // now is the time as objects have it.

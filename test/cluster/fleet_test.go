@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -21,6 +22,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
@@ -35,6 +37,7 @@ func newClient(t testing.TB, s *server) kube.WithWatch {
 // clientFor is the same for another user.
 func clientFor(t testing.TB, config *rest.Config) kube.WithWatch {
 	t.Helper()
+	ctrllog.SetLogger(logr.Discard()) // it warns if nobody says where to
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, apiv1.AddToScheme, holdfastv1.AddToScheme} {
 		if err := add(scheme); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -129,7 +130,7 @@ spec: {nodeSelector: {matchLabels: {size: big}}}
 			var all apiv1.MachineConfigList
 			err := c.client.List(ctx, &all)
 			for _, mc := range all.Items {
-				if o := metav1.GetControllerOf(&mc); o != nil && o.Name == "big" {
+				if strings.Contains(mc.Name, "-big-") {
 					return fmt.Errorf("%s is there", mc.Name)
 				}
 			}
@@ -221,6 +222,7 @@ func TestRepair(t *testing.T) {
 	}
 	c.config(t, "cache", workerLabel, "containerRuntimeConfig: {pidsLimit: 20}")
 	c.poolSays(t, "worker", apiv1.PoolRenderDegraded, "True", name+" belongs to somebody else")
+	c.configSays(t, "cache", apiv1.ContainerRuntimeConfigFailure, name+" belongs to somebody else")
 	version := theirs.ResourceVersion
 	still(t, "it is as they made it", func() bool {
 		err := c.client.Get(t.Context(), kube.ObjectKey{Name: name}, theirs)
