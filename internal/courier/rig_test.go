@@ -95,7 +95,7 @@ func (r *rig) client() client.WithWatch {
 	return interceptor.NewClient(r.api, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			if _, ok := o.(*apiv1.MachineConfig); ok {
-				fmt.Fprint(&r.fetched, key.Name, " ")
+				fmt.Fprintf(&r.fetched, "%s ", key.Name)
 			}
 			if err := r.fails.Load(); err != nil {
 				return *err

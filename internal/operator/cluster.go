@@ -56,3 +56,9 @@ func (c *cluster) membership(ctx context.Context, pools []apiv1.MachineConfigPoo
 	}
 	return assign(pools, nodes.Items, states.Items), nil
 }
+
+// since is a patch with what has changed since an object was read. The API server refuses it if
+// somebody else has written the object meanwhile.
+func since(before client.Object) client.Patch {
+	return client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+}

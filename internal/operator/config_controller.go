@@ -107,7 +107,7 @@ func (r *configReconciler) report(ctx context.Context, o *apiv1.ContainerRuntime
 	}
 	before := o.DeepCopy()
 	o.Status = s
-	if err := r.client.Status().Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Status().Patch(ctx, o, since(before)); err != nil {
 		return fmt.Errorf("writing the status of ContainerRuntimeConfig %s: %w", o.Name, err)
 	}
 	if failed := failure(s); failed != nil && !same(failed, failure(before.Status)) {

@@ -79,7 +79,7 @@ func (r *gateReconciler) keep(ctx context.Context, want, have client.Object) err
 		if same(before, have) {
 			return nil
 		}
-		err = r.client.Patch(ctx, have, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		err = r.client.Patch(ctx, have, since(before))
 	}
 	if err != nil {
 		return fmt.Errorf("keeping %T %s: %w", want, want.GetName(), err)

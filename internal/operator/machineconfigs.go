@@ -99,7 +99,7 @@ func ensure(ctx context.Context, c client.Client, want *apiv1.MachineConfig) err
 	if same(before, &have) {
 		return nil
 	}
-	if err := c.Patch(ctx, &have, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := c.Patch(ctx, &have, since(before)); err != nil {
 		return fmt.Errorf("writing MachineConfig %s: %w", want.Name, err)
 	}
 	return nil

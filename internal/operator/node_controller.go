@@ -105,16 +105,17 @@ func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerR
 	if err := r.cordon(ctx, node, config); err != nil {
 		return result(err)
 	}
-	if err := r.evict(ctx, node.Name); err != nil {
-		if ctx.Err() != nil {
-			return reconcile.Result{}, nil
-		}
+	err := r.evict(ctx, node.Name)
+	if ctx.Err() != nil {
+		return reconcile.Result{}, ctx.Err()
+	}
+	if err != nil {
 		r.events.Eventf(node, state, corev1.EventTypeWarning, "DrainWaits", "Drain", "Draining for %s: %s", config, short(err.Error()))
 		return reconcile.Result{RequeueAfter: drainPause}, nil
 	}
 	before := state.DeepCopy()
 	state.Spec.DrainedFor = config
-	if err := r.client.Patch(ctx, state, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Patch(ctx, state, since(before)); err != nil {
 		return result(fmt.Errorf("noting that node %s is drained: %w", node.Name, err))
 	}
 	r.events.Eventf(node, state, corev1.EventTypeNormal, "Drained", "Drain", "Drained for %s", config)
@@ -142,7 +143,7 @@ func (r *nodeReconciler) cordon(ctx context.Context, node *corev1.Node, config s
 	before := node.DeepCopy()
 	node.Spec.Unschedulable = true
 	node.Annotations = merged(node.Annotations, map[string]string{cordonedAnnotation: config})
-	if err := r.client.Patch(ctx, node, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Patch(ctx, node, since(before)); err != nil {
 		return fmt.Errorf("cordoning node %s: %w", node.Name, err)
 	}
 	return nil
@@ -152,7 +153,7 @@ func (r *nodeReconciler) uncordon(ctx context.Context, node *corev1.Node) error 
 	before := node.DeepCopy()
 	node.Spec.Unschedulable = false
 	delete(node.Annotations, cordonedAnnotation)
-	if err := r.client.Patch(ctx, node, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Patch(ctx, node, since(before)); err != nil {
 		return fmt.Errorf("uncordoning node %s: %w", node.Name, err)
 	}
 	return nil

@@ -132,7 +132,7 @@ func (r *poolReconciler) release(ctx context.Context, pool string, nodes members
 		}
 		after := s.DeepCopy()
 		after.Spec.Pool = ""
-		err := r.client.Patch(ctx, after, client.MergeFromWithOptions(s.DeepCopy(), client.MergeFromWithOptimisticLock{}))
+		err := r.client.Patch(ctx, after, since(s.DeepCopy()))
 		if client.IgnoreNotFound(err) != nil { // it goes with its node
 			return fmt.Errorf("letting go of node %s: %w", s.Name, err)
 		}
@@ -235,7 +235,7 @@ func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPoo
 	}
 	before := pool.DeepCopy()
 	pool.Spec.Configuration = want
-	if err := r.client.Patch(ctx, pool, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Patch(ctx, pool, since(before)); err != nil {
 		return fmt.Errorf("writing the configuration of pool %s: %w", pool.Name, err)
 	}
 	if before.Spec.Configuration.Name != name {
@@ -270,7 +270,7 @@ func (r *poolReconciler) handOut(ctx context.Context, pool string, t target, mem
 		if told {
 			after.Spec.DesiredConfig = t.name
 		}
-		if err := r.client.Patch(ctx, after, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		if err := r.client.Patch(ctx, after, since(before)); err != nil {
 			return fmt.Errorf("telling node %s what it is to have: %w", m.node.Name, err)
 		}
 	}
@@ -299,7 +299,7 @@ func (r *poolReconciler) report(ctx context.Context, pool *apiv1.MachineConfigPo
 	}
 	before := pool.DeepCopy()
 	pool.Status = s
-	if err := r.client.Status().Patch(ctx, pool, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Status().Patch(ctx, pool, since(before)); err != nil {
 		return fmt.Errorf("writing the status of pool %s: %w", pool.Name, err)
 	}
 	for _, c := range s.Conditions {
