@@ -141,9 +141,9 @@ func (a *Agent) retireForeign(ctx context.Context, st *state, paths render.Daemo
 	}
 	if err := a.runtime.control(ctx, "disable", "--now", DaemonUnit); err != nil {
 		r.Daemon.Reason = err.Error()
-		return nil //nolint:nilerr // the report says it
+	} else {
+		st.Daemon, st.DaemonRead = false, ""
 	}
-	st.Daemon, st.DaemonRead = false, ""
 	return nil
 }
 

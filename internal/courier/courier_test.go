@@ -15,11 +15,15 @@ import (
 	nodev1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 	"github.com/holdfast/holdfast/internal/agent"
+	"github.com/holdfast/holdfast/internal/agent/agenttest"
 	"github.com/holdfast/holdfast/internal/courier"
 	"github.com/holdfast/holdfast/internal/render"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	agenttest.Main()
+	goleak.VerifyTestMain(m)
+}
 
 // A configuration goes to the node, what has become of it to the object, and then there is silence.
 func TestThereAndBack(t *testing.T) {
