@@ -258,6 +258,41 @@ func TestForeignBesideBadFile(t *testing.T) {
 	}
 }
 
+// Nor does one that is there when they become others'.
+func TestForeignTakesOverBesideBadFile(t *testing.T) {
+	n := newNode(t)
+	n.startCRIO(t)
+	dir := t.TempDir()
+	writeObject(t, dir, "cluster", "  containerRuntimeConfig: {pidsLimit: 50}\n")
+	<-n.run(t, agent.Source{Files: []string{dir}})
+	n.eventually(t, "our own file", func() bool { return strings.Contains(n.Read(t, render.PidsLimitConf), "50") })
+	others := want(t, "  containerRuntimeConfig: {pidsLimit: 70}\n")
+	object, err := render.Object("worker", others.Spec, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeObject(t, dir, "bad", "  containerRuntimeConfig: {pidsLimit: x}\n")
+	if err := os.WriteFile(filepath.Join(dir, "cluster.yaml"), object.Data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.eventually(t, "others' files", func() bool {
+		return strings.Contains(n.Read(t, "/var/lib/holdfast-agent/state.json"), `"foreign": true`)
+	})
+	n.machineConfigOperator(t, others)
+	before := n.runtimeFiles(t)
+	n.Systemd.Calls()
+	time.Sleep(300 * time.Millisecond)
+	writeObject(t, dir, "bad", "  containerRuntimeConfig: {pidsLimit: y}\n") // it looks again
+	d, _ := agent.Source{Files: []string{dir}}.Load()                        //nolint:errcheck // there is a digest
+	n.eventually(t, "another look", func() bool {
+		r, err := agent.LastReport(n.options)
+		return err == nil && r.Desired == d.Digest
+	})
+	if n.runtimeFiles(t) != before || len(n.Systemd.Calls()) != 0 {
+		t.Error(n.runtimeFiles(t))
+	}
+}
+
 // The daemon's version is asked for when its program is another.
 func TestDaemonVersion(t *testing.T) {
 	n := newNode(t, func(o *agent.Options) { o.Programs = programs(t) })

@@ -69,7 +69,8 @@ func isObject(name string) bool {
 }
 
 // Load reads and merges what is desired. Selectors do not count: the files are the node's. Beside
-// an error there is only the digest, and not even that if a file could not be read.
+// an error there is the digest, and whether what could be read is for others' files; not even that
+// if a file could not be opened.
 func (s Source) Load() (Desired, error) {
 	names, err := s.names()
 	if err != nil {
@@ -93,11 +94,11 @@ func (s Source) Load() (Desired, error) {
 		fmt.Fprintf(all, "%s %x\n", filepath.Base(name), one.Sum(nil))
 	}
 	d := Desired{Digest: hex.EncodeToString(all.Sum(nil))}
+	d.Foreign = slices.ContainsFunc(objects, func(o apiv1.ContainerRuntimeConfig) bool {
+		return o.Annotations[apiv1.FilesAnnotation] == apiv1.FilesByMachineConfigOperator
+	})
 	if wrong == nil {
 		d.Spec, d.Problems = render.Merge(objects)
-		d.Foreign = slices.ContainsFunc(objects, func(o apiv1.ContainerRuntimeConfig) bool {
-			return o.Annotations[apiv1.FilesAnnotation] == apiv1.FilesByMachineConfigOperator
-		})
 	}
 	return d, wrong
 }
@@ -148,7 +149,7 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	want, err := source.Load()
 	if err != nil {
 		// What is there stays, as far as CRI-O starts with it.
-		r, kept := a.syncAgain(ctx)
+		r, kept := a.syncAgain(ctx, want.Foreign)
 		r.Desired = want.Digest
 		r.Outcome, r.Error = Failed, errors.Join(err, kept).Error()
 		return a.publish(r)
@@ -157,13 +158,14 @@ func (a *Agent) syncOnce(ctx context.Context, source Source) *Report {
 	return r
 }
 
-// syncAgain keeps the node at what it was last brought to.
-func (a *Agent) syncAgain(ctx context.Context) (*Report, error) {
+// syncAgain keeps the node at what it was last brought to. Whether files are ours is not for one to
+// decide that cannot be read.
+func (a *Agent) syncAgain(ctx context.Context, foreign bool) (*Report, error) {
 	st, err := loadState(a.stateDir)
 	if err != nil || st.Spec == nil {
 		return a.lastReport(), err
 	}
-	return a.Sync(ctx, Desired{Spec: *st.Spec, Foreign: st.Foreign})
+	return a.Sync(ctx, Desired{Spec: *st.Spec, Foreign: foreign || st.Foreign})
 }
 
 // pause returns when it is time to look again.
