@@ -74,7 +74,11 @@ func (c *Courier) fetch(ctx context.Context, name string) (*config, *finding, er
 		return nil, &finding{nodev1.NodeDegraded, "ConfigNotFound", err.Error()}, err
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading MachineConfig %s: %w", name, err)
+		err = fmt.Errorf("reading MachineConfig %s: %w", name, err)
+		if apierrors.IsForbidden(err) {
+			return nil, &finding{nodev1.NodeDegraded, "ConfigForbidden", err.Error()}, err
+		}
+		return nil, nil, err
 	}
 	config, err := unpack(mc)
 	if err != nil {

@@ -84,6 +84,19 @@ func TestHostileMachineConfigs(t *testing.T) {
 	}
 }
 
+// Rights that the courier lacks are said, too.
+func TestForbidden(t *testing.T) {
+	inTime(t, func(r *rig) {
+		r.start()
+		s := r.expect(1, nodev1.NodeDegraded, "", "reading MachineConfig "+forbidden+": ")
+		if got := condition(s, nodev1.NodeApplied); !strings.HasPrefix(got, "False ConfigForbidden: ") {
+			t.Error(got)
+		}
+		r.after(10 * time.Minute)
+		r.expectWrites(1)
+	}, node(forbidden))
+}
+
 // Whatever lies where the file is to go, nothing is written beside it, nor outside of the node.
 func TestPathsOnTheNode(t *testing.T) {
 	file := objectFile(t, pids(50))

@@ -19,7 +19,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -32,7 +34,10 @@ import (
 	"github.com/holdfast/holdfast/internal/render"
 )
 
-const nodeName = "worker-1"
+const (
+	nodeName  = "worker-1"
+	forbidden = "rendered-worker-forbidden" // a MachineConfig that the courier may not read
+)
 
 // rig is a courier between an API server and a node. Both are stand-ins, and time is synctest's.
 type rig struct {
@@ -96,6 +101,9 @@ func (r *rig) client() client.WithWatch {
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			if _, ok := o.(*apiv1.MachineConfig); ok {
 				fmt.Fprintf(&r.fetched, "%s ", key.Name)
+				if key.Name == forbidden {
+					return apierrors.NewForbidden(schema.GroupResource{Resource: "machineconfigs"}, forbidden, nil)
+				}
 			}
 			if err := r.fails.Load(); err != nil {
 				return *err
