@@ -45,7 +45,7 @@ func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 func Execute(ctx context.Context, cmd *cobra.Command) error {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
 	err := cmd.ExecuteContext(ctx)
-	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
+	if err != nil && !IsUsage(err) && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
 		return Usage(err)
 	}
 	return err
