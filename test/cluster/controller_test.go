@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
@@ -413,6 +414,29 @@ func TestRollOut(t *testing.T) {
 			}
 			return nil
 		})
+	})
+	t.Run("events", func(t *testing.T) {
+		for _, want := range []struct{ kind, name, reason, text string }{
+			{"MachineConfigPool", "worker", "ConfigurationChanged", "made of cache, second"},
+			{"MachineConfigPool", "worker", "AllNodesUpdated", "All nodes have rendered-worker-"},
+			{"MachineConfigPool", "worker", "NodeDegraded", "node node-01: CRI-O does not start with it"},
+			{"MachineConfigPool", "worker", "StoresWithheld", "/mnt/other"},
+			{"ContainerRuntimeConfig", "cache", render.ReasonConflict, "pidsLimit: cache wants 50, second wants 100"},
+			{"ContainerRuntimeConfig", "second", render.ReasonConflict, "pidsLimit: cache wants 50, second wants 100"},
+		} {
+			c.eventually(t, fmt.Sprintf("there is an event %v", want), func(ctx context.Context) error {
+				var all eventsv1.EventList
+				if err := c.client.List(ctx, &all, kube.InNamespace("default")); err != nil {
+					return err
+				}
+				if !slices.ContainsFunc(all.Items, func(e eventsv1.Event) bool {
+					return e.Regarding.Kind == want.kind && e.Regarding.Name == want.name && e.Reason == want.reason && strings.Contains(e.Note, want.text)
+				}) {
+					return fmt.Errorf("not among %d", len(all.Items))
+				}
+				return nil
+			})
+		}
 	})
 	t.Run("deletion", func(t *testing.T) {
 		for _, name := range []string{"cache", "second"} {
