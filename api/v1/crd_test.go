@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	crdvalidation "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation"
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/defaulting"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/listtype"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/objectmeta"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
@@ -83,7 +85,7 @@ func newAPIServer(t testing.TB, path string) *apiServer {
 }
 
 // admit does what creating an object does, in the order of the API server:
-// see customResourceStrategy.Validate.
+// see unstructuredSchemaCoercer.apply and customResourceStrategy.Validate.
 func (s *apiServer) admit(document []byte) (pruned []string, errs field.ErrorList, err error) {
 	data, err := yaml.YAMLToJSON(document)
 	if err != nil {
@@ -94,6 +96,10 @@ func (s *apiServer) admit(document []byte) (pruned []string, errs field.ErrorLis
 		return nil, nil, err
 	}
 	pruned = pruning.PruneWithOptions(object, s.structural, true, structuralschema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true})
+	before := runtime.DeepCopyJSON(object)
+	if defaulting.PruneNonNullableNullsWithoutDefaults(object, s.structural); !reflect.DeepEqual(before, object) {
+		pruned = append(pruned, "null")
+	}
 	if meta, ok := object["metadata"].(map[string]any); ok {
 		m := metav1.ObjectMeta{}
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(meta, &m); err != nil {
@@ -320,7 +326,7 @@ func checkAdmitted(t *testing.T, s *apiServer, c apitest.Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Want == apitest.Dropped {
+	if c.Drops() {
 		if len(pruned) == 0 || len(errs) > 0 {
 			t.Errorf("the API server drops %q, and says %v", pruned, errs)
 		}

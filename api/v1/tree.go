@@ -100,8 +100,9 @@ func measure(node *yamlv3.Node, depth int, size *int) error {
 }
 
 // checkWritten checks of a spec that is not yet decoded what cannot be seen of it
-// later: null and the empty text, which an API server takes for values, and
-// fractions; and that its quantities are not ones that take long to decode.
+// later: the empty text, which an API server takes for a value, and fractions; null,
+// which is a value that somebody forgot: an API server drops it, as it does fields
+// that it does not know; and that its quantities are not ones that take long to decode.
 func checkWritten(path *field.Path, spec any) field.ErrorList {
 	tree, ok := spec.(map[string]any)
 	if !ok {

@@ -11,7 +11,7 @@ func Pools() []Case {
 	var all []Case
 	for _, c := range [][3]string{
 		{"nothing", "{}", ""},
-		{"null", "null", "spec" + wantNull},
+		{"null", "null", "spec: Required value"},
 		{"unknown", "{osImageURL: a}", Dropped},
 		{"paused", "{paused: true}", ""},
 		{"paused text", "{paused: 'true'}", "spec.paused"},
