@@ -22,11 +22,14 @@ const (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=ctrcfg
-// +kubebuilder:printcolumn:name=Layers,type=string,JSONPath=.spec.containerRuntimeConfig.additionalLayerStores
-// +kubebuilder:printcolumn:name=Images,type=string,JSONPath=.spec.containerRuntimeConfig.additionalImageStores
-// +kubebuilder:printcolumn:name=Artifacts,type=string,JSONPath=.spec.containerRuntimeConfig.additionalArtifactStores
 // +kubebuilder:printcolumn:name=Condition,type=string,JSONPath=.status.conditions[-1:].type
+// +kubebuilder:printcolumn:name=Updated,type=string,JSONPath=.status.conditions[?(@.type=="Updated")].status
+// +kubebuilder:printcolumn:name=Degraded,type=string,JSONPath=.status.conditions[?(@.type=="Degraded")].status
+// +kubebuilder:printcolumn:name=Stores,type=string,JSONPath=.status.conditions[?(@.type=="StoresAvailable")].status
 // +kubebuilder:printcolumn:name=Message,type=string,priority=1,JSONPath=.status.conditions[-1:].message
+// +kubebuilder:printcolumn:name=Layers,type=string,priority=1,JSONPath=.spec.containerRuntimeConfig.additionalLayerStores
+// +kubebuilder:printcolumn:name=Images,type=string,priority=1,JSONPath=.spec.containerRuntimeConfig.additionalImageStores
+// +kubebuilder:printcolumn:name=Artifacts,type=string,priority=1,JSONPath=.spec.containerRuntimeConfig.additionalArtifactStores
 // +kubebuilder:printcolumn:name=Age,type=date,JSONPath=.metadata.creationTimestamp
 type ContainerRuntimeConfig struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -120,26 +120,31 @@ type MachineConfigPoolStatus struct {
 	// machineCount is how many nodes the pool has.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	MachineCount int32 `json:"machineCount"`
 
 	// updatedMachineCount is how many of them have spec.configuration.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	UpdatedMachineCount int32 `json:"updatedMachineCount"`
 
 	// readyMachineCount is how many of those are ready and schedulable.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	ReadyMachineCount int32 `json:"readyMachineCount"`
 
 	// unavailableMachineCount is how many nodes are being updated, not ready or not schedulable.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	UnavailableMachineCount int32 `json:"unavailableMachineCount"`
 
 	// degradedMachineCount is how many nodes could not be given what they were to have.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	DegradedMachineCount int32 `json:"degradedMachineCount"`
 
 	// conditions are Updated, Updating, Degraded, NodeDegraded, RenderDegraded and StoresAvailable.

@@ -92,11 +92,13 @@ type ContainerRuntimeNodeStatus struct {
 	// healthyStores is how many of them runtimes read from.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	HealthyStores int32 `json:"healthyStores"`
 
 	// withheldStores is how many of them runtimes are not told of.
 	//
 	// +optional
+	// +kubebuilder:default=0
 	WithheldStores int32 `json:"withheldStores"`
 
 	// runtime is CRI-O.
