@@ -41,6 +41,8 @@ func (r *poolReconciler) setUp(mgr manager.Manager, warm bool) error {
 	all := handler.EnqueueRequestsFromMapFunc(r.allPools)
 	return ctrl.NewControllerManagedBy(mgr).Named("pool").
 		For(&apiv1.MachineConfigPool{}).
+		// Its nodes, and those of others, may be another's now.
+		Watches(&apiv1.MachineConfigPool{}, all, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))).
 		Watches(&apiv1.ContainerRuntimeConfig{}, all).
 		Watches(&apiv1.MachineConfig{}, all).
 		Watches(&corev1.Node{}, all, builder.WithPredicates(nodeChanged())).
