@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,7 +34,13 @@ var operator = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	program := filepath.Join(cache, "test-cluster", "holdfast-operator")
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	// Another checkout has a program of its own, which may be tested at the same time.
+	sum := sha256.Sum256([]byte(dir))
+	program := filepath.Join(cache, fmt.Sprintf("test-cluster-%x", sum[:4]), "holdfast-operator")
 	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, "github.com/holdfast/holdfast/cmd/holdfast-operator")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
 	out, err := build.CombinedOutput()
