@@ -32,7 +32,8 @@ type poolReconciler struct {
 	cluster
 	events   recorder.EventRecorder
 	platform Platform
-	policy   string // on OpenShift: what the disruption policy was, and was made of
+	policy   string            // on OpenShift: what the disruption policy was, and was made of
+	told     map[string]string // on OpenShift: the last event of each pool
 }
 
 // setUp has a pool reconciled when anything of it may have changed. Most things can concern
