@@ -70,6 +70,8 @@ func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 	limit := maxUnavailable(pool, len(members))
 	switch {
 	case waiting == 0:
+	case t.name == "":
+		r.wait = "there is no configuration yet"
 	case pool.Spec.Paused:
 		r.wait = "the pool is paused"
 	case len(r.degraded) > 0:
@@ -119,12 +121,14 @@ func stateOf(m member, t target) progress {
 	}
 	desired := s.Spec.DesiredConfig
 	settled := s.Status.ObservedGeneration == s.Generation && s.Status.State != holdfastv1.NodeWorking
+	// What such a node has not reported on is another pool: it is on its way to nowhere.
+	done := s.Status.State == holdfastv1.NodeDone && s.Status.CurrentConfig == desired
 	switch {
-	case desired == "" && t.empty:
+	case desired == "" && t.empty && t.name != "":
 		return hasTarget
 	case desired == "":
 		return idle
-	case desired != t.name && settled:
+	case desired != t.name && (settled || done):
 		return idle
 	case desired != t.name:
 		return takingOther

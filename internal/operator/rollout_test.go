@@ -19,7 +19,7 @@ import (
 )
 
 // nodes are members of a pool, described by words: "has" the target, "takes" it, "failed" with it,
-// is on its way to "another", has "old" or "oldfailed" before it, has had "nothing", or is "silent";
+// is on its way to "another", has "old" or "oldfailed" before it, was "moved" with that to another pool, has had "nothing", or is "silent";
 // each with "!" if the node is not ready, and "#" if it is cordoned.
 func nodes(words string) []member {
 	var all []member
@@ -51,6 +51,8 @@ func nodes(words string) []member {
 			m.state = state("other", "old", holdfastv1.NodeDone, 1)
 		case "old":
 			m.state = state("old", "old", holdfastv1.NodeDone, 2)
+		case "moved":
+			m.state = state("old", "old", holdfastv1.NodeDone, 1)
 		case "oldfailed":
 			m.state = state("old", "older", holdfastv1.NodeDegraded, 2)
 		case "nothing":
@@ -88,6 +90,7 @@ func TestPlan(t *testing.T) {
 		{name: "no agent", nodes: "silent old", next: "n1"},
 		{name: "those on another way go on to this one", nodes: "another old", next: "n0", wait: "one node at a time"},
 		{name: "even more than may be", nodes: "another another old", next: "n0 n1", wait: "one node at a time"},
+		{name: "those that were moved are on no way", nodes: "moved moved old", next: "n0", wait: "one node at a time"},
 		{name: "a node that is away leaves no room for others", nodes: "has! old old", wait: "one node at a time"},
 		{name: "but for itself", nodes: "old old! old", next: "n1", wait: "one node at a time"},
 		{name: "one at once of these, too", nodes: "old! old! old", next: "n0", wait: "one node at a time"},
@@ -105,6 +108,32 @@ func TestPlan(t *testing.T) {
 				t.Errorf("next %q, waits for %q; want %q, %q", got, r.wait, c.next, c.wait)
 			}
 		})
+	}
+}
+
+// A pool for which nothing could be rendered yet takes nothing from its nodes.
+func TestPlanWithoutConfiguration(t *testing.T) {
+	r := plan(&apiv1.MachineConfigPool{}, target{empty: true}, nodes("old nothing another"))
+	if len(r.next) > 0 || len(r.updated) > 0 || r.wait == "" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestPoolUpdating(t *testing.T) {
+	for _, c := range []struct{ nodes, target, status, reason string }{
+		{"has has", "new", "False", "AllNodesUpdated"},
+		{"has takes", "new", "True", "NodesUpdating"},
+		{"failed old", "new", "False", "NodeDegraded"},
+		{"has failed", "new", "False", "NodeDegraded"},
+		{"has silent", "new", "False", "NoAgent"},
+		{"old", "", "False", "NoConfiguration"},
+	} {
+		pool, to, members := &apiv1.MachineConfigPool{}, target{name: c.target}, nodes(c.nodes)
+		s := poolStatus(pool, to, plan(pool, to, members), members, nil)
+		got := s.Conditions[slices.IndexFunc(s.Conditions, func(o apiv1.MachineConfigPoolCondition) bool { return o.Type == apiv1.PoolUpdating })]
+		if string(got.Status) != c.status || got.Reason != c.reason {
+			t.Errorf("%s: %+v, want %s, %s", c.nodes, got, c.status, c.reason)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package operator
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,12 +43,16 @@ func poolStatus(pool *apiv1.MachineConfigPool, t target, r rollout, members []me
 	switch {
 	case done:
 		c.set(apiv1.PoolUpdating, false, "", "", "AllNodesUpdated", "")
+	case t.name == "":
+		c.set(apiv1.PoolUpdating, false, "", "", "NoConfiguration", "There is no configuration yet")
 	case pool.Spec.Paused:
 		c.set(apiv1.PoolUpdating, false, "", "", "Paused", "Pool is paused; will not update to "+t.name)
+	case len(r.degraded) > 0 && len(r.updating) == 0 && r.wait != "":
+		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", "The rest of the nodes waits: "+r.wait)
+	case len(r.degraded) > 0 && len(r.updating) == 0:
+		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", missing(t, r))
 	case len(r.updating) == 0 && r.wait == "":
 		c.set(apiv1.PoolUpdating, false, "", "", "NoAgent", missing(t, r))
-	case len(r.degraded) > 0 && len(r.updating) == 0:
-		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", "The rest of the nodes waits: "+r.wait)
 	default:
 		c.set(apiv1.PoolUpdating, true, "NodesUpdating", updatingMessage(r), "", "")
 	}
@@ -86,7 +91,7 @@ func (c *poolConditions) set(kind apiv1.MachineConfigPoolConditionType, yes bool
 }
 
 func missing(t target, r rollout) string {
-	text := fmt.Sprintf("%d nodes have %s", len(r.updated), t.name)
+	text := fmt.Sprintf("%d nodes have %s", len(r.updated), cmp.Or(t.name, "what they are to have"))
 	if len(r.silent) > 0 {
 		text += fmt.Sprintf("; no agent has reported from %s: is the DaemonSet's pod there?", names(r.silent))
 	}
