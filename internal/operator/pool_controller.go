@@ -272,6 +272,7 @@ func (r *poolReconciler) handOut(ctx context.Context, pool string, t target, mem
 		after.Spec.Pool = pool
 		if told {
 			after.Spec.DesiredConfig = t.name
+			after.Spec.DrainedFor = "" // it may have had this one before
 		}
 		if err := r.client.Patch(ctx, after, since(before)); err != nil {
 			return fmt.Errorf("telling node %s what it is to have: %w", m.node.Name, err)

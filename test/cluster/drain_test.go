@@ -110,6 +110,37 @@ func TestReboot(t *testing.T) {
 	})
 }
 
+// TestRebootAgain has a node boot for a configuration that it has had, and been drained for, before.
+func TestRebootAgain(t *testing.T) {
+	c := newCluster(t, "kubernetes", numbered(1)...)
+	startController(t, c.server)
+	c.fleet.say("node-00", func(s *holdfastv1.ContainerRuntimeNode) { // as couriers do
+		mc := &apiv1.MachineConfig{}
+		err := c.client.Get(t.Context(), kube.ObjectKey{Name: s.Spec.DesiredConfig}, mc)
+		if err == nil && len(mc.Annotations) > 0 && s.Spec.DrainedFor != s.Spec.DesiredConfig {
+			s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
+		}
+	})
+	const boots = "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}"
+	c.config(t, "restart", workerLabel, boots)
+	first := c.updated(t, "worker", "restart")
+	c.config(t, "restart", workerLabel, "containerRuntimeConfig: {pidsLimit: 40}")
+	c.updated(t, "worker", "restart")
+	l := newLedger(t, c.client, &corev1.NodeList{})
+	c.config(t, "restart", workerLabel, boots)
+	if again := c.updated(t, "worker", "restart"); again != first {
+		t.Errorf("it has another name: %s, was %s", again, first)
+	}
+	c.eventually(t, "the node was cordoned, and uncordoned", func(context.Context) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if n := l.writes["Node node-00 spec"] + l.writes["Node node-00 status"]; n != 2 {
+			return fmt.Errorf("%d writes", n)
+		}
+		return nil
+	})
+}
+
 func podSpec(node string) corev1.PodSpec {
 	return corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "example.com/image"}}}
 }
