@@ -28,6 +28,7 @@ type configuration struct {
 	refs     []apiv1.ObjectReference // the same
 	own      bool                    // objects select the pool itself
 	problems []render.Problem
+	err      error // why it is not known what the pool inherits
 }
 
 // involves reports whether an object is part of the configuration, or would be if it could.
@@ -56,7 +57,7 @@ func configure(pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, o
 	for i := range pools {
 		yes, err := inherits(pool, &pools[i])
 		if err != nil {
-			c.problems = append(c.problems, render.Problem{Reason: reasonSelector, Message: err.Error()})
+			c.err = err
 			break
 		}
 		if yes {

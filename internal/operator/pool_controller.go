@@ -180,6 +180,10 @@ func (r *poolReconciler) reconcile(ctx context.Context, pool *apiv1.MachineConfi
 // the pool stays with what it has.
 func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPool, c *configuration) (target, error) {
 	old := target{name: pool.Spec.Configuration.Name, empty: len(pool.Spec.Configuration.Source) == 0}
+	if c.err != nil {
+		c.refuse(reasonRender, c.err)
+		return old, nil
+	}
 	var disruption apiv1.Disruption
 	if c.spec.Holdfast != nil {
 		disruption = c.spec.Holdfast.Disruption

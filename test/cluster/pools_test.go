@@ -153,6 +153,18 @@ spec: {nodeSelector: {matchLabels: {size: big}}}
 			t.Errorf("it would stay without its node: %+v", s.OwnerReferences)
 		}
 	})
+	t.Run("an invalid machineConfigSelector", func(t *testing.T) {
+		before := c.pool(t, "gpu")
+		c.changePool(t, "gpu", func(p *apiv1.MachineConfigPool) {
+			p.Spec.MachineConfigSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: apiv1.RoleLabel, Operator: metav1.LabelSelectorOpIn, Values: []string{"no label"}}}}
+		})
+		c.poolSays(t, "gpu", apiv1.PoolRenderDegraded, "True", "machineConfigSelector")
+		if now := c.pool(t, "gpu").Spec.Configuration; now.Name != before.Spec.Configuration.Name {
+			t.Errorf("nodes are to have %+v, had %+v", now, before.Spec.Configuration)
+		}
+		c.changePool(t, "gpu", func(p *apiv1.MachineConfigPool) { p.Spec.MachineConfigSelector = before.Spec.MachineConfigSelector })
+		c.poolSays(t, "gpu", apiv1.PoolRenderDegraded, "False", "")
+	})
 	t.Run("an invalid selector", func(t *testing.T) {
 		c.changePool(t, "gpu", func(p *apiv1.MachineConfigPool) {
 			p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "gpu", Operator: metav1.LabelSelectorOpIn, Values: []string{"no label"}}}}
