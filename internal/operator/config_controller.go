@@ -56,6 +56,9 @@ func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Requ
 		delete(r.said, request.Name)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
+	if o.DeletionTimestamp != nil { // it is in no pool any more, which is no failure
+		return reconcile.Result{}, nil
+	}
 	pools, err := r.pools(ctx)
 	if err != nil {
 		return reconcile.Result{}, err

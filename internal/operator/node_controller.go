@@ -110,7 +110,7 @@ func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerR
 		return reconcile.Result{}, ctx.Err()
 	}
 	if err != nil {
-		r.events.Eventf(node, state, corev1.EventTypeWarning, "DrainWaits", "Drain", "Draining for %s: %s", config, short(err.Error()))
+		r.events.Eventf(node, state, corev1.EventTypeWarning, "DrainWaits", "Drain", "%s", short(fmt.Sprintf("Draining for %s: %v", config, err)))
 		return reconcile.Result{RequeueAfter: drainPause}, nil
 	}
 	before := state.DeepCopy()

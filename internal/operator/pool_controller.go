@@ -246,7 +246,8 @@ func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPoo
 		return fmt.Errorf("writing the configuration of pool %s: %w", pool.Name, err)
 	}
 	if before.Spec.Configuration.Name != name {
-		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "ConfigurationChanged", "Render", "Nodes are to have %s, made of %s", name, orNothing(c.sources))
+		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "ConfigurationChanged", "Render", "%s",
+			short(fmt.Sprintf("Nodes are to have %s, made of %s", name, orNothing(c.sources))))
 	}
 	return nil
 }
