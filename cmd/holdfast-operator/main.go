@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command holdfast-operator applies ContainerRuntimeConfigs: the node agent, and its courier in a
-// cluster.
+// Command holdfast-operator applies ContainerRuntimeConfigs: the node agent, and in a cluster
+// its courier, and the controller.
 package main
 
 import (

@@ -26,8 +26,9 @@ func newRootCommand() *cobra.Command {
 		Use:   "holdfast-operator",
 		Short: "Apply ContainerRuntimeConfigs",
 		Long: `The declarative side of Holdfast: on a node, the agent turns ContainerRuntimeConfigs
-into the configuration of CRI-O, Podman and the Holdfast daemon. In a cluster, a courier brings
-them to the node, and reports what became of them.
+into the configuration of CRI-O, Podman and the Holdfast daemon. In a cluster, the controller
+hands them out to the nodes of a pool, and a courier on each node brings them there, and reports
+what became of them.
 ` + exitCodes,
 		Example: `  holdfast-operator install --file crc.yaml
   holdfast-operator agent --once --file crc.yaml

@@ -9,10 +9,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
@@ -31,7 +33,9 @@ type configReconciler struct {
 func (r *configReconciler) setUp(mgr manager.Manager, warm bool) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("containerruntimeconfig").
 		For(&apiv1.ContainerRuntimeConfig{}).
-		Watches(&apiv1.ContainerRuntimeConfig{}, handler.EnqueueRequestsFromMapFunc(r.all)). // what others say can be at odds with it
+		// What others say can be at odds with it; what is said on them cannot.
+		Watches(&apiv1.ContainerRuntimeConfig{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
+			predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
 		Watches(&apiv1.MachineConfigPool{}, handler.EnqueueRequestsFromMapFunc(r.all)).
 		WithOptions(controller.Options{EnableWarmup: &warm}).
 		Complete(r)

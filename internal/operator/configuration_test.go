@@ -122,7 +122,7 @@ func TestMessagesAreBounded(t *testing.T) {
 		problems = append(problems, render.Problem{Objects: []string{"o"}, Reason: render.ReasonConflict, Message: strings.Repeat("ä", 1000)})
 	}
 	pool := &apiv1.MachineConfigPool{}
-	for _, c := range poolStatus(pool, target{}, rollout{}, nil, problems).Conditions {
+	for _, c := range poolStatus(pool, "", rollout{}, nil, problems).Conditions {
 		if len(c.Message) > maxMessage+4 {
 			t.Errorf("%s: %d bytes", c.Type, len(c.Message))
 		}

@@ -121,13 +121,20 @@ func remove(ctx context.Context, c client.Client, name string) error {
 // removeUnused deletes rendered MachineConfigs of a pool, and of pools that have gone, that neither
 // the pool nor a node refers to any more. Those of other pools it leaves alone: what they refer to
 // now, the cache may not have yet.
-func removeUnused(ctx context.Context, c client.Client, pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, states []holdfastv1.ContainerRuntimeNode) error {
+func (r *poolReconciler) removeUnused(ctx context.Context, pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, states []holdfastv1.ContainerRuntimeNode) error {
 	used := map[string]bool{pool.Spec.Configuration.Name: true, pool.Status.Configuration.Name: true}
 	for i := range states {
-		used[states[i].Spec.DesiredConfig], used[states[i].Status.CurrentConfig] = true, true
+		s := &states[i]
+		used[s.Spec.DesiredConfig], used[s.Status.CurrentConfig] = true, true
+		if r.handedOut[s.Name] == s.Spec.DesiredConfig {
+			delete(r.handedOut, s.Name) // the cache has it
+		}
+	}
+	for _, name := range r.handedOut {
+		used[name] = true
 	}
 	var all apiv1.MachineConfigList
-	if err := c.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {
+	if err := r.client.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing MachineConfigs: %w", err)
 	}
 	for i := range all.Items {
@@ -135,7 +142,7 @@ func removeUnused(ctx context.Context, c client.Client, pool *apiv1.MachineConfi
 		of := renderedFor(name)
 		other := of != pool.Name && slices.ContainsFunc(pools, func(p apiv1.MachineConfigPool) bool { return p.Name == of })
 		if ours(&all.Items[i]) && of != "" && !other && !used[name] {
-			if err := remove(ctx, c, name); err != nil {
+			if err := remove(ctx, r.client, name); err != nil {
 				return err
 			}
 		}

@@ -54,7 +54,7 @@ func (r *poolReconciler) reconcileOpenShift(ctx context.Context, pool *apiv1.Mac
 	err := r.keepPolicy(ctx, pools)
 	problem, failed := r.writeMerged(ctx, pool, &c)
 	r.tell(pool, problem)
-	return errors.Join(err, failed, r.handOut(ctx, pool.Name, target{}, nodes.members[pool.Name], nil))
+	return errors.Join(err, failed, r.handOut(ctx, pool.Name, "", nodes.members[pool.Name], nil))
 }
 
 // tell says by an event, once, what is wrong with a pool's MachineConfig. What is wrong with the objects

@@ -89,7 +89,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Logger:                        logr.FromSlogHandler(o.Log.Handler()),
 	})
 	if err != nil {
-		return fmt.Errorf("connecting to the API server: %w", err)
+		return fmt.Errorf("connecting to the API server (is it there, and are the definitions of Holdfast installed?): %w", err)
 	}
 	if o.Platform == Auto {
 		if o.Platform, err = detect(mgr.GetRESTMapper()); err != nil {
@@ -111,7 +111,7 @@ func setUp(mgr manager.Manager, o Options) error {
 	c := cluster{client: mgr.GetClient(), features: o.FeatureSet}
 	add := []func() error{
 		func() error {
-			r := &poolReconciler{cluster: c, events: events, platform: o.Platform}
+			r := &poolReconciler{cluster: c, events: events, platform: o.Platform, handedOut: map[string]string{}}
 			return r.setUp(mgr, warm)
 		},
 		func() error {

@@ -32,8 +32,10 @@ type poolReconciler struct {
 	cluster
 	events   recorder.EventRecorder
 	platform Platform
-	policy   string            // on OpenShift: what the disruption policy was, and was made of
-	told     map[string]string // on OpenShift: the last event of each pool
+	// handedOut is what nodes were told that the cache may not have yet.
+	handedOut map[string]string
+	policy    string            // on OpenShift: what the disruption policy was, and was made of
+	told      map[string]string // on OpenShift: the last event of each pool
 }
 
 // setUp has a pool reconciled when anything of it may have changed. Most things can concern
@@ -146,7 +148,7 @@ func (r *poolReconciler) release(ctx context.Context, pool string, nodes members
 // removeAll removes what was made for a pool that has gone. Its nodes stay as they are.
 func (r *poolReconciler) removeAll(ctx context.Context, pool string, pools []apiv1.MachineConfigPool, nodes membership) error {
 	gone := &apiv1.MachineConfigPool{ObjectMeta: metav1.ObjectMeta{Name: pool}}
-	return errors.Join(remove(ctx, r.client, r.generatedName(pool)), removeUnused(ctx, r.client, gone, pools, nodes.states))
+	return errors.Join(remove(ctx, r.client, r.generatedName(pool)), r.removeUnused(ctx, gone, pools, nodes.states))
 }
 
 // generatedName is the name of the MachineConfig that is made for a pool.
@@ -173,13 +175,13 @@ func (r *poolReconciler) reconcile(ctx context.Context, pool *apiv1.MachineConfi
 	if err := r.report(ctx, pool, poolStatus(pool, t, plan, members, c.problems)); err != nil {
 		return err
 	}
-	return removeUnused(ctx, r.client, pool, pools, nodes.states)
+	return r.removeUnused(ctx, pool, pools, nodes.states)
 }
 
 // render writes the MachineConfigs of a pool, and refers to them in it. If they cannot be made
 // the pool stays with what it has.
 func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPool, c *configuration) (target, error) {
-	old := target{name: pool.Spec.Configuration.Name, empty: len(pool.Spec.Configuration.Source) == 0}
+	old := target(pool.Spec.Configuration.Name)
 	if c.err != nil {
 		c.refuse(reasonRender, c.err)
 		return old, nil
@@ -220,7 +222,7 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 	case err != nil:
 		return old, err
 	}
-	return target{name: mc.Name, empty: len(c.sources) == 0}, r.refer(ctx, pool, mc.Name, c)
+	return target(mc.Name), r.refer(ctx, pool, mc.Name, c)
 }
 
 // filesOf are the files of a MachineConfig: the configuration itself, which agents read, and for
@@ -276,11 +278,14 @@ func (r *poolReconciler) handOut(ctx context.Context, pool string, t target, mem
 		after := m.state.DeepCopy()
 		after.Spec.Pool = pool
 		if told {
-			after.Spec.DesiredConfig = t.name
+			after.Spec.DesiredConfig = string(t)
 			after.Spec.DrainedFor = "" // it may have had this one before
 		}
 		if err := r.client.Patch(ctx, after, since(before)); err != nil {
 			return fmt.Errorf("telling node %s what it is to have: %w", m.node.Name, err)
+		}
+		if told {
+			r.handedOut[m.node.Name] = string(t)
 		}
 	}
 	return nil

@@ -84,6 +84,10 @@ func assign(pools []apiv1.MachineConfigPool, nodes []corev1.Node, states []holdf
 				builtin = name
 			}
 		}
+		// What a pool whose selector cannot be read selects is not known: what was in it stays there.
+		if s := byName[node.Name]; s != nil && m.invalid[s.Spec.Pool] != nil {
+			custom = []string{s.Spec.Pool}
+		}
 		if len(custom) > 1 {
 			for _, name := range custom {
 				m.contested[name] = append(m.contested[name], node.Name)

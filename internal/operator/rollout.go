@@ -13,11 +13,10 @@ import (
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
 
-// target is the configuration that the nodes of a pool are to have.
-type target struct {
-	name  string // of the MachineConfig
-	empty bool   // there is nothing in it: a node that never had one has it
-}
+// target is the configuration that the nodes of a pool are to have: the name of a MachineConfig, or ""
+// if none could be rendered yet. One in which there is nothing is handed out as well: a node may have
+// something of an earlier time.
+type target string
 
 // rollout is how far the nodes of a pool are, and which come next.
 type rollout struct {
@@ -70,7 +69,7 @@ func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 	limit := maxUnavailable(pool, len(members))
 	switch {
 	case waiting == 0:
-	case t.name == "":
+	case t == "":
 		r.wait = "there is no configuration yet"
 	case pool.Spec.Paused:
 		r.wait = "the pool is paused"
@@ -124,13 +123,11 @@ func stateOf(m member, t target) progress {
 	// What such a node has not reported on is another pool: it is on its way to nowhere.
 	done := s.Status.State == holdfastv1.NodeDone && s.Status.CurrentConfig == desired
 	switch {
-	case desired == "" && t.empty && t.name != "":
-		return hasTarget
 	case desired == "":
 		return idle
-	case desired != t.name && (settled || done):
+	case desired != string(t) && (settled || done):
 		return idle
-	case desired != t.name:
+	case desired != string(t):
 		return takingOther
 	case !settled:
 		return takingTarget

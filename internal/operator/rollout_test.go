@@ -69,7 +69,7 @@ func nodes(words string) []member {
 func TestPlan(t *testing.T) {
 	for _, c := range []struct {
 		name, nodes, max string
-		paused, empty    bool
+		paused           bool
 		next, wait       string
 	}{
 		{name: "all have it", nodes: "has has"},
@@ -86,7 +86,6 @@ func TestPlan(t *testing.T) {
 		{name: "but not those that have been told", nodes: "failed takes old", max: "3", wait: "n0 could not be given it"},
 		{name: "an earlier failure does not", nodes: "oldfailed old", next: "n0", wait: "one node at a time"},
 		{name: "nothing yet", nodes: "nothing nothing", next: "n0", wait: "one node at a time"},
-		{name: "nothing, and nothing wanted", nodes: "nothing old", empty: true, next: "n1"},
 		{name: "no agent", nodes: "silent old", next: "n1"},
 		{name: "those on another way go on to this one", nodes: "another old", next: "n0", wait: "one node at a time"},
 		{name: "even more than may be", nodes: "another another old", next: "n0 n1", wait: "one node at a time"},
@@ -103,7 +102,7 @@ func TestPlan(t *testing.T) {
 				v := intstr.Parse(c.max)
 				pool.Spec.MaxUnavailable = &v
 			}
-			r := plan(pool, target{name: "new", empty: c.empty}, nodes(c.nodes))
+			r := plan(pool, "new", nodes(c.nodes))
 			if got := strings.Join(r.next, " "); got != c.next || r.wait != c.wait {
 				t.Errorf("next %q, waits for %q; want %q, %q", got, r.wait, c.next, c.wait)
 			}
@@ -113,7 +112,7 @@ func TestPlan(t *testing.T) {
 
 // A pool for which nothing could be rendered yet takes nothing from its nodes.
 func TestPlanWithoutConfiguration(t *testing.T) {
-	r := plan(&apiv1.MachineConfigPool{}, target{empty: true}, nodes("old nothing another"))
+	r := plan(&apiv1.MachineConfigPool{}, "", nodes("old nothing another"))
 	if len(r.next) > 0 || len(r.updated) > 0 || r.wait == "" {
 		t.Errorf("%+v", r)
 	}
@@ -128,7 +127,7 @@ func TestPoolUpdating(t *testing.T) {
 		{"has silent", "new", "False", "NoAgent"},
 		{"old", "", "False", "NoConfiguration"},
 	} {
-		pool, to, members := &apiv1.MachineConfigPool{}, target{name: c.target}, nodes(c.nodes)
+		pool, to, members := &apiv1.MachineConfigPool{}, target(c.target), nodes(c.nodes)
 		s := poolStatus(pool, to, plan(pool, to, members), members, nil)
 		got := s.Conditions[slices.IndexFunc(s.Conditions, func(o apiv1.MachineConfigPoolCondition) bool { return o.Type == apiv1.PoolUpdating })]
 		if string(got.Status) != c.status || got.Reason != c.reason {
@@ -147,7 +146,7 @@ func TestPlanComesToAnEnd(t *testing.T) {
 		pool := &apiv1.MachineConfigPool{Spec: apiv1.MachineConfigPoolSpec{MaxUnavailable: &v}}
 		members := nodes("old old nothing old oldfailed old old nothing old old")
 		for step := 0; ; step++ {
-			r := plan(pool, target{name: "new"}, members)
+			r := plan(pool, "new", members)
 			if len(r.updated) == len(members) {
 				break
 			}
@@ -159,7 +158,7 @@ func TestPlanComesToAnEnd(t *testing.T) {
 					m.state.Spec.DesiredConfig, m.state.Generation = "new", m.state.Generation+1
 				}
 			}
-			busy := slices.DeleteFunc(slices.Clone(members), func(m member) bool { return stateOf(m, target{name: "new"}) != takingTarget })
+			busy := slices.DeleteFunc(slices.Clone(members), func(m member) bool { return stateOf(m, "new") != takingTarget })
 			if len(busy) > limit {
 				t.Fatalf("seed %d: %d at once: want at most %d", seed, len(busy), limit)
 			}

@@ -39,14 +39,14 @@ func poolStatus(pool *apiv1.MachineConfigPool, t target, r rollout, members []me
 		s.Configuration = pool.Spec.Configuration
 	}
 	c := poolConditions{pool: pool}
-	c.set(apiv1.PoolUpdated, done, "AllNodesUpdated", fmt.Sprintf("All nodes have %s", t.name), "NodesToUpdate", missing(t, r))
+	c.set(apiv1.PoolUpdated, done, "AllNodesUpdated", fmt.Sprintf("All nodes have %s", string(t)), "NodesToUpdate", missing(t, r))
 	switch {
 	case done:
 		c.set(apiv1.PoolUpdating, false, "", "", "AllNodesUpdated", "")
-	case t.name == "":
+	case t == "":
 		c.set(apiv1.PoolUpdating, false, "", "", "NoConfiguration", "There is no configuration yet")
 	case pool.Spec.Paused:
-		c.set(apiv1.PoolUpdating, false, "", "", "Paused", "Pool is paused; will not update to "+t.name)
+		c.set(apiv1.PoolUpdating, false, "", "", "Paused", "Pool is paused; will not update to "+string(t))
 	case len(r.degraded) > 0 && len(r.updating) == 0 && r.wait != "":
 		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", "The rest of the nodes waits: "+r.wait)
 	case len(r.degraded) > 0 && len(r.updating) == 0:
@@ -91,7 +91,7 @@ func (c *poolConditions) set(kind apiv1.MachineConfigPoolConditionType, yes bool
 }
 
 func missing(t target, r rollout) string {
-	text := fmt.Sprintf("%d nodes have %s", len(r.updated), cmp.Or(t.name, "what they are to have"))
+	text := fmt.Sprintf("%d nodes have %s", len(r.updated), cmp.Or(string(t), "what they are to have"))
 	if len(r.silent) > 0 {
 		text += fmt.Sprintf("; no agent has reported from %s: is the DaemonSet's pod there?", names(r.silent))
 	}
