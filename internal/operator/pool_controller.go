@@ -184,7 +184,7 @@ func (r *poolReconciler) render(ctx context.Context, pool *apiv1.MachineConfigPo
 	old := target(pool.Spec.Configuration.Name)
 	if c.err != nil {
 		c.refuse(reasonRender, c.err)
-		return old, nil
+		return old, nil //nolint:nilerr // the pool says so
 	}
 	var disruption apiv1.Disruption
 	if c.spec.Holdfast != nil {

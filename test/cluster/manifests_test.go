@@ -144,7 +144,7 @@ func testCourierRights(t *testing.T, c *cluster) {
 	want := []string{
 		"get machineconfigs",
 		"get,list,watch containerruntimenodes",
-		"update,patch containerruntimenodes/status",
+		"update containerruntimenodes/status",
 	}
 	if got := c.rights(t, config); !slices.Equal(got, want) {
 		t.Errorf("it may\n%s", strings.Join(got, "\n"))
@@ -169,11 +169,13 @@ subjects: [{kind: ServiceAccount, name: %s, namespace: %s}]
 func testControllerRights(t *testing.T, c *cluster) {
 	controller := clientFor(t, c.controllerConfig(t))
 	s := c.state(t, "b")
+	before := s.DeepCopy()
 	s.Spec.Pool = "worker"
-	if err := controller.Update(t.Context(), s); err != nil {
+	if err := controller.Patch(t.Context(), s, kube.MergeFrom(before)); err != nil {
 		t.Errorf("what a node is to have: %v", err)
 	}
-	refused(t, "what a node has", controller.Status().Update(t.Context(), s), "")
+	s.Status.Message = "well"
+	refused(t, "what a node has", controller.Status().Patch(t.Context(), s, kube.MergeFrom(before)), "")
 	refused(t, "secrets", controller.List(t.Context(), &corev1.SecretList{}), "")
 	refused(t, "its own namespace's secrets", controller.List(t.Context(), &corev1.SecretList{}, kube.InNamespace(namespace)), "")
 	refused(t, "pods", controller.Delete(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "courier-a", Namespace: namespace}}), "")
