@@ -27,7 +27,8 @@ func newControllerCommand() *cobra.Command {
 		Long: `Merge the ContainerRuntimeConfigs that select a MachineConfigPool, and hand the result out to the
 pool's nodes, as many at a time as its maxUnavailable says. On OpenShift the Machine Config Operator
 does that; there one MachineConfig a pool is written for it.
-` + exitCodes,
+
+Exit codes: 0 stopped, 1 failed or the lease is lost, 2 wrong usage.`,
 		Example: `  holdfast-operator controller
   holdfast-operator controller --kubeconfig ~/.kube/config --leader-elect=false
   holdfast-operator controller --feature-set Off`,
