@@ -4,6 +4,7 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubectl/pkg/drain"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -150,10 +152,16 @@ func (r *nodeReconciler) cordon(ctx context.Context, node *corev1.Node, config s
 }
 
 func (r *nodeReconciler) uncordon(ctx context.Context, node *corev1.Node) error {
-	before := node.DeepCopy()
-	node.Spec.Unschedulable = false
-	delete(node.Annotations, cordonedAnnotation)
-	if err := r.client.Patch(ctx, node, since(before)); err != nil {
+	// Word for word: of the annotations the cache has only ours (stripNode), and a patch that was made
+	// of it without that one would take them all away.
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": node.ResourceVersion, "annotations": map[string]any{cordonedAnnotation: nil}},
+		"spec":     map[string]any{"unschedulable": nil},
+	})
+	if err == nil {
+		err = r.client.Patch(ctx, node, client.RawPatch(types.MergePatchType, patch))
+	}
+	if err != nil {
 		return fmt.Errorf("uncordoning node %s: %w", node.Name, err)
 	}
 	return nil

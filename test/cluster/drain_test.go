@@ -55,6 +55,10 @@ func TestReboot(t *testing.T) {
 	// What an administrator has cordoned stays so.
 	change(t, c.client, c.client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-01"}}, func(n *corev1.Node) { n.Spec.Unschedulable = true })
 	c.changePool(t, "worker", maxUnavailable(2))
+	// A node has annotations of others.
+	change(t, c.client, c.client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-00"}}, func(n *corev1.Node) {
+		n.Annotations = map[string]string{"example.com/theirs": "yes"}
+	})
 
 	c.config(t, "restart", workerLabel, "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}")
 	c.eventually(t, "node-00 is cordoned, and waits for the budget", func(context.Context) error {
@@ -79,11 +83,14 @@ func TestReboot(t *testing.T) {
 	c.gone(t, app)
 	c.updated(t, "worker", "restart")
 	c.eventually(t, "node-00 is schedulable again", func(context.Context) error {
-		if n := c.node(t, "node-00"); n.Spec.Unschedulable || len(n.Annotations) > 0 {
+		if n := c.node(t, "node-00"); n.Spec.Unschedulable || n.Annotations["holdfast.github.io/cordoned"] != "" {
 			return fmt.Errorf("%+v, %v", n.Spec, n.Annotations)
 		}
 		return nil
 	})
+	if n := c.node(t, "node-00"); n.Annotations["example.com/theirs"] != "yes" {
+		t.Errorf("annotations of others have gone: %v", n.Annotations)
+	}
 	if !c.node(t, "node-01").Spec.Unschedulable {
 		t.Error("what an administrator has cordoned was uncordoned")
 	}
