@@ -46,14 +46,16 @@ type nodeReconciler struct {
 	client client.Client
 	events recorder.EventRecorder
 	pods   kubernetes.Interface
+	// namespace is the controller's.
+	namespace string
 }
 
-func newNodeReconciler(mgr manager.Manager, events recorder.EventRecorder) (*nodeReconciler, error) {
+func newNodeReconciler(mgr manager.Manager, events recorder.EventRecorder, namespace string) (*nodeReconciler, error) {
 	pods, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the API server: %w", err)
 	}
-	return &nodeReconciler{client: mgr.GetClient(), events: events, pods: pods}, nil
+	return &nodeReconciler{client: mgr.GetClient(), events: events, pods: pods, namespace: namespace}, nil
 }
 
 func (r *nodeReconciler) setUp(mgr manager.Manager, warm bool) error {
@@ -130,12 +132,23 @@ func (r *nodeReconciler) evict(ctx context.Context, node string) error {
 	helper := &drain.Helper{
 		Ctx: ctx, Client: r.pods, Force: true, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true,
 		GracePeriodSeconds: -1, Timeout: drainRound, Out: io.Discard, ErrOut: io.Discard,
+		AdditionalFilters: []drain.PodFilter{r.isController},
 	}
 	list, errs := helper.GetPodsForDeletion(node)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
 	return helper.DeleteOrEvictPods(list.Pods())
+}
+
+// isController has the controllers stay: whoever evicts itself does not come to the end of it, and
+// where no other node takes its pod the node would stay cordoned for ever. It goes when the node
+// boots, and gives its lease back.
+func (r *nodeReconciler) isController(pod corev1.Pod) drain.PodDeleteStatus {
+	if pod.Namespace == r.namespace && pod.Labels["app.kubernetes.io/name"] == "holdfast" && pod.Labels["app.kubernetes.io/component"] == "controller" {
+		return drain.MakePodDeleteStatusSkip()
+	}
+	return drain.MakePodDeleteStatusOkay()
 }
 
 func (r *nodeReconciler) cordon(ctx context.Context, node *corev1.Node, config string) error {

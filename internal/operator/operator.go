@@ -125,7 +125,7 @@ func setUp(mgr manager.Manager, o Options) error {
 		add = append(add, func() error {
 			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm)
 		}, func() error {
-			r, err := newNodeReconciler(mgr, events)
+			r, err := newNodeReconciler(mgr, events, o.Namespace)
 			if err != nil {
 				return err
 			}

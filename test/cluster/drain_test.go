@@ -52,6 +52,14 @@ func TestReboot(t *testing.T) {
 		}
 	}
 	app, daemon := c.pod(t, "app", "node-00", nil), c.pod(t, "daemons", "node-00", daemons)
+	// The controller itself, on the node that it drains: there may be no other that takes it.
+	self := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "self", Namespace: namespace, Labels: map[string]string{
+		"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "controller",
+	}}, Spec: podSpec("node-00")}
+	self.Spec.ServiceAccountName = "holdfast-controller"
+	if err := c.client.Create(t.Context(), self); err != nil {
+		t.Fatal(err)
+	}
 	// What an administrator has cordoned stays so.
 	change(t, c.client, c.client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-01"}}, func(n *corev1.Node) { n.Spec.Unschedulable = true })
 	c.changePool(t, "worker", maxUnavailable(2))
@@ -96,6 +104,9 @@ func TestReboot(t *testing.T) {
 	}
 	if err := c.get(t, daemon); err != nil || daemon.DeletionTimestamp != nil {
 		t.Errorf("the pod of the DaemonSet: %v, %v", daemon.DeletionTimestamp, err)
+	}
+	if err := c.get(t, self); err != nil || self.DeletionTimestamp != nil {
+		t.Errorf("the controller evicted itself: %v, %v", self.DeletionTimestamp, err)
 	}
 
 	// Nodes that came back with what they had before are of use again.
