@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubectl/pkg/drain"
@@ -31,6 +32,9 @@ import (
 // cordonedAnnotation says on a node for which configuration we have cordoned it. A node that
 // somebody else has cordoned stays so.
 const cordonedAnnotation = "holdfast.github.io/cordoned"
+
+// waitsForDrain is the reason of Applied by which a courier asks for a drain.
+const waitsForDrain = "WaitsForDrain"
 
 const (
 	// drainRound is how long evictions are waited for before somebody else has a turn, and
@@ -81,7 +85,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 		return reconcile.Result{}, err
 	}
 	switch {
-	case boots && state.Spec.DrainedFor != state.Spec.DesiredConfig:
+	case boots && state.Spec.DrainedFor != state.Spec.DesiredConfig && asksForDrain(&state):
 		return r.drain(ctx, &state, &node)
 	case !boots && node.Annotations[cordonedAnnotation] != "" && ready(&node):
 		return result(r.uncordon(ctx, &node))
@@ -99,9 +103,16 @@ func (r *nodeReconciler) boots(ctx context.Context, s *holdfastv1.ContainerRunti
 	var mc apiv1.MachineConfig
 	err := r.client.Get(ctx, client.ObjectKey{Name: s.Spec.DesiredConfig}, &mc)
 	if apierrors.IsNotFound(err) {
-		return false, nil // its agent says so
+		return true, nil // the cache may not have it yet; if there is none, its courier says so
 	}
 	return mc.Annotations[disruptionAnnotation] == string(apiv1.RebootNode), err
+}
+
+// asksForDrain reports whether a node's courier waits for it. One that is away, that cannot bring the
+// configuration, or whose node has it already, does not: such a node is not drained for nothing.
+func asksForDrain(s *holdfastv1.ContainerRuntimeNode) bool {
+	c := meta.FindStatusCondition(s.Status.Conditions, holdfastv1.NodeApplied)
+	return c != nil && c.Reason == waitsForDrain && s.Status.ObservedGeneration == s.Generation
 }
 
 func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerRuntimeNode, node *corev1.Node) (reconcile.Result, error) {

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -33,7 +34,7 @@ func TestReboot(t *testing.T) {
 		}
 		c.fleet.say(node, func(s *holdfastv1.ContainerRuntimeNode) { // as couriers do
 			if s.Spec.DrainedFor != s.Spec.DesiredConfig {
-				s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
+				askForDrain(s)
 			}
 		})
 	}
@@ -68,7 +69,16 @@ func TestReboot(t *testing.T) {
 		n.Annotations = map[string]string{"example.com/theirs": "yes"}
 	})
 
+	c.fleet.hold(numbered(2)...)
 	c.config(t, "restart", workerLabel, "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}")
+	c.eventually(t, "node-00 is to have another", func(context.Context) error {
+		if s := c.state(t, "node-00"); s.Status.ObservedGeneration == s.Generation {
+			return errors.New("it is to have what it has")
+		}
+		return nil
+	})
+	still(t, "a node whose courier says nothing is not drained", func() bool { return !c.node(t, "node-00").Spec.Unschedulable })
+	c.fleet.release(t, numbered(2)...)
 	c.eventually(t, "node-00 is cordoned, and waits for the budget", func(context.Context) error {
 		if !c.node(t, "node-00").Spec.Unschedulable {
 			return errors.New("it is schedulable")
@@ -112,7 +122,7 @@ func TestReboot(t *testing.T) {
 	// Nodes that came back with what they had before are of use again.
 	for _, node := range numbered(2) {
 		c.fleet.say(node, func(s *holdfastv1.ContainerRuntimeNode) {
-			s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
+			askForDrain(s)
 			if s.Spec.DrainedFor == s.Spec.DesiredConfig {
 				s.Status.State, s.Status.Message = holdfastv1.NodeDegraded, "CRI-O does not start with it"
 			}
@@ -136,7 +146,7 @@ func TestRebootAgain(t *testing.T) {
 		mc := &apiv1.MachineConfig{}
 		err := c.client.Get(t.Context(), kube.ObjectKey{Name: s.Spec.DesiredConfig}, mc)
 		if err == nil && len(mc.Annotations) > 0 && s.Spec.DrainedFor != s.Spec.DesiredConfig {
-			s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
+			askForDrain(s)
 		}
 	})
 	const boots = "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}"
@@ -156,6 +166,14 @@ func TestRebootAgain(t *testing.T) {
 			return fmt.Errorf("%d writes", n)
 		}
 		return nil
+	})
+}
+
+// askForDrain is what a courier says that waits for a drain.
+func askForDrain(s *holdfastv1.ContainerRuntimeNode) {
+	s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
+	meta.SetStatusCondition(&s.Status.Conditions, metav1.Condition{
+		Type: holdfastv1.NodeApplied, Status: metav1.ConditionFalse, Reason: "WaitsForDrain", ObservedGeneration: s.Generation,
 	})
 }
 
