@@ -360,9 +360,18 @@ func TestRollOut(t *testing.T) {
 		c.fleet.say("node-01", func(s *holdfastv1.ContainerRuntimeNode) {
 			s.Status.State, s.Status.CurrentConfig, s.Status.Message = holdfastv1.NodeDegraded, "rendered-worker-before", "CRI-O does not start with it"
 		})
+		t.Cleanup(func() { c.fleet.say("node-01", nil) })
+		c.fleet.hold("node-00") // if it were done before the other fails, there were room for a third
 		c.config(t, "second", workerLabel, "containerRuntimeConfig: {pidsLimit: 300}")
 		c.poolSays(t, "worker", apiv1.PoolNodeDegraded, "True", "node node-01: CRI-O does not start with it")
+		c.fleet.release(t, "node-00")
 		bad := c.pool(t, "worker").Spec.Configuration.Name
+		c.eventually(t, "the other node of the batch has it", func(context.Context) error {
+			if s := c.state(t, "node-00"); s.Status.CurrentConfig != bad {
+				return fmt.Errorf("it has %s", s.Status.CurrentConfig)
+			}
+			return nil
+		})
 		still(t, "two nodes were told", func() bool { return slices.Equal(c.told(t, bad), numbered(2)) })
 		c.eventually(t, "the object says so", func(ctx context.Context) error {
 			o := &apiv1.ContainerRuntimeConfig{}

@@ -187,7 +187,10 @@ func (f *fleet) report(ctx context.Context, s *holdfastv1.ContainerRuntimeNode) 
 	if answer != nil {
 		answer(s)
 	}
-	_ = f.client.Status().Update(ctx, s) // if it was changed meanwhile, that is the next event
+	// If it was changed meanwhile, that is the next event.
+	for err := f.client.Status().Update(ctx, s); err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) && ctx.Err() == nil; err = f.client.Status().Update(ctx, s) {
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // hold keeps a node from reporting, until it is let go.
