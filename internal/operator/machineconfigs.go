@@ -124,14 +124,7 @@ func remove(ctx context.Context, c client.Client, name string) error {
 func (r *poolReconciler) removeUnused(ctx context.Context, pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, states []holdfastv1.ContainerRuntimeNode) error {
 	used := map[string]bool{pool.Spec.Configuration.Name: true, pool.Status.Configuration.Name: true}
 	for i := range states {
-		s := &states[i]
-		used[s.Spec.DesiredConfig], used[s.Status.CurrentConfig] = true, true
-		if r.handedOut[s.Name] == s.Spec.DesiredConfig {
-			delete(r.handedOut, s.Name) // the cache has it
-		}
-	}
-	for _, name := range r.handedOut {
-		used[name] = true
+		used[states[i].Spec.DesiredConfig], used[states[i].Status.CurrentConfig] = true, true
 	}
 	var all apiv1.MachineConfigList
 	if err := r.client.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -111,7 +112,7 @@ func setUp(mgr manager.Manager, o Options) error {
 	c := cluster{client: mgr.GetClient(), features: o.FeatureSet}
 	add := []func() error{
 		func() error {
-			r := &poolReconciler{cluster: c, events: events, platform: o.Platform, handedOut: map[string]string{}}
+			r := &poolReconciler{cluster: c, events: events, platform: o.Platform, written: map[types.UID]int64{}}
 			return r.setUp(mgr, warm)
 		},
 		func() error {

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -32,10 +33,10 @@ type poolReconciler struct {
 	cluster
 	events   recorder.EventRecorder
 	platform Platform
-	// handedOut is what nodes were told that the cache may not have yet.
-	handedOut map[string]string
-	policy    string            // on OpenShift: what the disruption policy was, and was made of
-	told      map[string]string // on OpenShift: the last event of each pool
+	// written are the generations of nodes' objects that the cache may not have yet.
+	written map[types.UID]int64
+	policy  string            // on OpenShift: what the disruption policy was, and was made of
+	told    map[string]string // on OpenShift: the last event of each pool
 }
 
 // setUp has a pool reconciled when anything of it may have changed. Most things can concern
@@ -100,6 +101,9 @@ func (r *poolReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if r.behind(nodes.states) {
+		return reconcile.Result{RequeueAfter: retry}, nil
+	}
 	if err := r.release(ctx, request.Name, nodes); err != nil {
 		return result(err)
 	}
@@ -118,6 +122,19 @@ func (r *poolReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 		err = r.reconcile(ctx, pool, pools, c, nodes)
 	}
 	return result(err)
+}
+
+// behind reports whether the cache has not got all yet that nodes were told. What is decided without it
+// could be that more nodes are changed at once than may be.
+func (r *poolReconciler) behind(states []holdfastv1.ContainerRuntimeNode) bool {
+	waits := map[types.UID]int64{}
+	for i := range states {
+		if told, ok := r.written[states[i].UID]; ok && states[i].Generation < told {
+			waits[states[i].UID] = told
+		}
+	}
+	r.written = waits // what is not there any more is not waited for
+	return len(waits) > 0
 }
 
 // result is what a reconciliation has come to. Somebody else who was faster is no error.
@@ -284,9 +301,7 @@ func (r *poolReconciler) handOut(ctx context.Context, pool string, t target, mem
 		if err := r.client.Patch(ctx, after, since(before)); err != nil {
 			return fmt.Errorf("telling node %s what it is to have: %w", m.node.Name, err)
 		}
-		if told {
-			r.handedOut[m.node.Name] = string(t)
-		}
+		r.written[after.UID] = after.Generation
 	}
 	return nil
 }

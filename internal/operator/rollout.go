@@ -34,7 +34,7 @@ type rollout struct {
 func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 	var r rollout
 	var redirected, away, candidates []string
-	busy := 0
+	busy, unheardOf := 0, 0
 	for _, m := range members {
 		name, up := m.node.Name, available(m.node)
 		progress := stateOf(m, t)
@@ -52,6 +52,9 @@ func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 		case takingOther:
 			redirected = append(redirected, name)
 			busy++
+		case unheard:
+			busy++
+			unheardOf++
 		case noAgent:
 			r.silent = append(r.silent, name)
 		case idle:
@@ -61,11 +64,11 @@ func plan(pool *apiv1.MachineConfigPool, t target, members []member) rollout {
 				away = append(away, name)
 			}
 		}
-		if !up || progress == takingTarget || progress == takingOther {
+		if !up || progress == takingTarget || progress == takingOther || progress == unheard {
 			r.unavailable = append(r.unavailable, name)
 		}
 	}
-	waiting := len(redirected) + len(away) + len(candidates)
+	waiting := len(redirected) + len(away) + len(candidates) + unheardOf
 	limit := maxUnavailable(pool, len(members))
 	switch {
 	case waiting == 0:
@@ -107,7 +110,8 @@ type progress int
 const (
 	noAgent      progress = iota
 	idle                  // it has something else, and can be given the target
-	takingOther           // it is on its way to something else
+	unheard               // it has something else, or is on its way to it: it has not reported on what it was told last
+	takingOther           // it is on its way to something else, and says so
 	takingTarget          // it has been given the target
 	hasTarget
 	failedTarget
@@ -118,22 +122,22 @@ func stateOf(m member, t target) progress {
 	if s == nil || s.Status.AgentVersion == "" {
 		return noAgent
 	}
-	desired := s.Spec.DesiredConfig
-	settled := s.Status.ObservedGeneration == s.Generation && s.Status.State != holdfastv1.NodeWorking
-	// What such a node has not reported on is another pool: it is on its way to nowhere.
-	done := s.Status.State == holdfastv1.NodeDone && s.Status.CurrentConfig == desired
-	switch {
-	case desired == "":
+	reported := s.Status.ObservedGeneration == s.Generation
+	working := s.Status.State == holdfastv1.NodeWorking
+	switch given := s.Spec.DesiredConfig; {
+	case given == "":
 		return idle
-	case desired != string(t) && (settled || done):
-		return idle
-	case desired != string(t):
+	case given != string(t) && !reported:
+		return unheard // of another configuration, or only of another pool
+	case given != string(t) && working:
 		return takingOther
-	case !settled:
+	case given != string(t):
+		return idle
+	case !reported || working:
 		return takingTarget
 	case s.Status.State == holdfastv1.NodeDegraded:
 		return failedTarget
-	case s.Status.CurrentConfig != desired:
+	case s.Status.CurrentConfig != given:
 		return takingTarget
 	}
 	return hasTarget

@@ -19,8 +19,9 @@ import (
 )
 
 // nodes are members of a pool, described by words: "has" the target, "takes" it, "failed" with it,
-// is on its way to "another", has "old" or "oldfailed" before it, was "moved" with that to another pool, has had "nothing", or is "silent";
-// each with "!" if the node is not ready, and "#" if it is cordoned.
+// says that it is on its way to "another", has "old" or "oldfailed" before it, was "moved" to this pool or
+// told something else and has not reported since, has had "nothing", or is "silent"; each with "!" if the
+// node is not ready, and "#" if it is cordoned.
 func nodes(words string) []member {
 	var all []member
 	for i, w := range strings.Fields(words) {
@@ -48,7 +49,7 @@ func nodes(words string) []member {
 		case "failed":
 			m.state = state("new", "old", holdfastv1.NodeDegraded, 2)
 		case "another":
-			m.state = state("other", "old", holdfastv1.NodeDone, 1)
+			m.state = state("other", "old", holdfastv1.NodeWorking, 2)
 		case "old":
 			m.state = state("old", "old", holdfastv1.NodeDone, 2)
 		case "moved":
@@ -89,7 +90,8 @@ func TestPlan(t *testing.T) {
 		{name: "no agent", nodes: "silent old", next: "n1"},
 		{name: "those on another way go on to this one", nodes: "another old", next: "n0", wait: "one node at a time"},
 		{name: "even more than may be", nodes: "another another old", next: "n0 n1", wait: "one node at a time"},
-		{name: "those that were moved are on no way", nodes: "moved moved old", next: "n0", wait: "one node at a time"},
+		{name: "those that have not reported are waited for", nodes: "moved moved old", wait: "one node at a time"},
+		{name: "and count", nodes: "moved old old", max: "2", next: "n1", wait: "2 nodes at a time"},
 		{name: "a node that is away leaves no room for others", nodes: "has! old old", wait: "one node at a time"},
 		{name: "but for itself", nodes: "old old! old", next: "n1", wait: "one node at a time"},
 		{name: "one at once of these, too", nodes: "old! old! old", next: "n0", wait: "one node at a time"},
