@@ -52,7 +52,7 @@ func (c *Courier) deliver(ctx context.Context, name string) (*finding, error) {
 			return nil, nil
 		}
 		if c.config.reboot && c.object.Spec.DrainedFor != name {
-			return &finding{nodev1.NodeWorking, "WaitsForDrain", "waits until the node is drained"}, nil
+			return &finding{nodev1.NodeWorking, nodev1.ReasonWaitsForDrain, "waits until the node is drained"}, nil
 		}
 		if err := c.write(); err != nil {
 			return &finding{nodev1.NodeDegraded, "NotWritten", err.Error()}, err

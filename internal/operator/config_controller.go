@@ -78,16 +78,16 @@ func (r *configReconciler) Reconcile(ctx context.Context, request reconcile.Requ
 		if !c.involves(o.Name) {
 			continue
 		}
+		var refusal *render.Problem
 		if r.platform == Kubernetes && !takenFrom(&pools[i], c.refs) {
-			refusal := refused(&pools[i])
-			if refusal == nil {
+			if refusal = refused(&pools[i]); refusal == nil {
 				// It has not been rendered yet: what is said now would be changed at once.
 				return reconcile.Result{}, nil
 			}
 			refusal.Objects = []string{o.Name}
 			c.problems = []render.Problem{*refusal}
 		}
-		in = append(in, involved{&pools[i], c.problems})
+		in = append(in, involved{&pools[i], c.problems, refusal != nil})
 	}
 	if len(in) == 0 && len(own) == 0 {
 		// As the Machine Config Operator says it.

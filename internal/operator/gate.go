@@ -22,7 +22,7 @@ import (
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
 
-// policyName is the name of the admission policy, and of its binding.
+// policyName is the name of the admission policy, and of its binding. It is ours, whatever labels they have.
 const policyName = "holdfast-additional-storage-config"
 
 // gateReconciler keeps the policy by which an API server refuses additional stores where the
@@ -63,7 +63,7 @@ func (r *gateReconciler) keep(ctx context.Context, want, have client.Object) err
 	switch {
 	case err != nil && !missing:
 	case r.features == Default:
-		if !missing && ours(have) {
+		if !missing {
 			err = r.client.Delete(ctx, have)
 		}
 		err = client.IgnoreNotFound(err)

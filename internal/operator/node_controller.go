@@ -29,12 +29,9 @@ import (
 	apiv1 "github.com/holdfast/holdfast/api/v1"
 )
 
-// cordonedAnnotation says on a node for which configuration we have cordoned it. A node that
-// somebody else has cordoned stays so.
+// cordonedAnnotation says on a node that we have cordoned it, and for which configuration first. A node
+// that somebody else has cordoned stays so.
 const cordonedAnnotation = "holdfast.github.io/cordoned"
-
-// waitsForDrain is the reason of Applied by which a courier asks for a drain.
-const waitsForDrain = "WaitsForDrain"
 
 const (
 	// drainRound is how long evictions are waited for before somebody else has a turn, and
@@ -72,9 +69,9 @@ func (r *nodeReconciler) setUp(mgr manager.Manager, warm bool) error {
 
 // Reconcile implements [reconcile.Reconciler].
 func (r *nodeReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	var state holdfastv1.ContainerRuntimeNode
-	if err := r.client.Get(ctx, request.NamespacedName, &state); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	var state holdfastv1.ContainerRuntimeNode // without one there is nothing to boot for
+	if err := r.client.Get(ctx, request.NamespacedName, &state); client.IgnoreNotFound(err) != nil {
+		return reconcile.Result{}, err
 	}
 	var node corev1.Node
 	if err := r.client.Get(ctx, request.NamespacedName, &node); err != nil {
@@ -87,7 +84,10 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, request reconcile.Reques
 	switch {
 	case boots && state.Spec.DrainedFor != state.Spec.DesiredConfig && asksForDrain(&state):
 		return r.drain(ctx, &state, &node)
-	case !boots && node.Annotations[cordonedAnnotation] != "" && ready(&node):
+	case node.Annotations[cordonedAnnotation] == "":
+	case !node.Spec.Unschedulable: // somebody was faster; what they cordon next is theirs
+		return result(r.uncordon(ctx, &node))
+	case !boots && ready(&node):
 		return result(r.uncordon(ctx, &node))
 	}
 	return reconcile.Result{}, nil
@@ -112,15 +112,21 @@ func (r *nodeReconciler) boots(ctx context.Context, s *holdfastv1.ContainerRunti
 // configuration, or whose node has it already, does not: such a node is not drained for nothing.
 func asksForDrain(s *holdfastv1.ContainerRuntimeNode) bool {
 	c := meta.FindStatusCondition(s.Status.Conditions, holdfastv1.NodeApplied)
-	return c != nil && c.Reason == waitsForDrain && s.Status.ObservedGeneration == s.Generation
+	return c != nil && c.Reason == holdfastv1.ReasonWaitsForDrain && s.Status.ObservedGeneration == s.Generation
 }
 
 func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerRuntimeNode, node *corev1.Node) (reconcile.Result, error) {
 	config := state.Spec.DesiredConfig
-	if err := r.cordon(ctx, node, config); err != nil {
-		return result(err)
+	only, err := r.only(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
 	}
-	err := r.evict(ctx, node.Name)
+	if !only {
+		if err = r.cordon(ctx, node, config); err != nil {
+			return result(err)
+		}
+		err = r.evict(ctx, node.Name)
+	}
 	if ctx.Err() != nil {
 		return reconcile.Result{}, ctx.Err()
 	}
@@ -133,8 +139,20 @@ func (r *nodeReconciler) drain(ctx context.Context, state *holdfastv1.ContainerR
 	if err := r.client.Patch(ctx, state, since(before)); err != nil {
 		return result(fmt.Errorf("noting that node %s is drained: %w", node.Name, err))
 	}
-	r.events.Eventf(node, state, corev1.EventTypeNormal, "Drained", "Drain", "Drained for %s", config)
+	if !only {
+		r.events.Eventf(node, state, corev1.EventTypeNormal, "Drained", "Drain", "Drained for %s", config)
+	}
 	return reconcile.Result{}, nil
+}
+
+// only reports whether there is one node in the cluster: its pods have nowhere to go, and wait for it to
+// boot. The Machine Config Operator does not drain such a node either (pkg/daemon, drainRequired).
+func (r *nodeReconciler) only(ctx context.Context) (bool, error) {
+	var nodes corev1.NodeList
+	if err := r.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return false, fmt.Errorf("counting nodes: %w", err)
+	}
+	return len(nodes.Items) == 1, nil
 }
 
 // evict moves the pods of a node elsewhere, as `kubectl drain --ignore-daemonsets

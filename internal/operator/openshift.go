@@ -243,8 +243,8 @@ func (r *poolReconciler) keepPolicy(ctx context.Context, pools []apiv1.MachineCo
 	want := policyObject(wanted, nil)
 	err = r.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), client.FieldOwner(Name))
 	if apierrors.IsConflict(err) {
-		r.events.Eventf(have, nil, corev1.EventTypeWarning, "NotOurs", "Apply",
-			"Another manager has a node disruption policy for files of ours, which counts: %s", short(err.Error()))
+		r.events.Eventf(have, nil, corev1.EventTypeWarning, reasonForeign, "Apply", "%s",
+			short(fmt.Sprintf("Another manager has a node disruption policy for files of ours, which counts: %v", err)))
 		theirs := entriesOf(have, conflicts(err))
 		if len(theirs) == 0 {
 			r.policy = state(have)

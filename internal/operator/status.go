@@ -196,6 +196,7 @@ func now() metav1.Time { return metav1.Now().Rfc3339Copy() }
 type involved struct {
 	pool     *apiv1.MachineConfigPool
 	problems []render.Problem
+	refused  bool // it stays with an earlier configuration
 }
 
 // configStatus sums up an object over the pools that it has a part in. It says nothing that
@@ -206,9 +207,12 @@ func configStatus(o *apiv1.ContainerRuntimeConfig, own []render.Problem, pools [
 	var updating, degraded, stores []string
 	for _, p := range pools {
 		problems = append(problems, p.problems...)
+		if p.refused {
+			updating = append(updating, p.pool.Name)
+		}
 		for _, c := range p.pool.Status.Conditions {
 			switch {
-			case c.Type == apiv1.PoolUpdated && c.Status != metav1.ConditionTrue:
+			case c.Type == apiv1.PoolUpdated && c.Status != metav1.ConditionTrue && !p.refused:
 				updating = append(updating, p.pool.Name)
 			case c.Type == apiv1.PoolNodeDegraded && c.Status == metav1.ConditionTrue:
 				degraded = append(degraded, p.pool.Name)

@@ -138,22 +138,30 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// TestRebootAgain has a node boot for a configuration that it has had, and been drained for, before.
-func TestRebootAgain(t *testing.T) {
-	c := newCluster(t, "kubernetes", numbered(1)...)
-	startController(t, c.server)
-	c.fleet.say("node-00", func(s *holdfastv1.ContainerRuntimeNode) { // as couriers do
+const boots = "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}"
+
+// asking has a node ask for a drain before it boots, as its courier does.
+func (c *cluster) asking(t testing.TB, node string) {
+	c.fleet.say(node, func(s *holdfastv1.ContainerRuntimeNode) {
 		mc := &apiv1.MachineConfig{}
 		err := c.client.Get(t.Context(), kube.ObjectKey{Name: s.Spec.DesiredConfig}, mc)
 		if err == nil && len(mc.Annotations) > 0 && s.Spec.DrainedFor != s.Spec.DesiredConfig {
 			askForDrain(s)
 		}
 	})
-	const boots = "containerRuntimeConfig: {pidsLimit: 30}\nholdfast: {disruption: Reboot}"
+}
+
+// TestRebootAgain has a node boot for a configuration that it has had, and been drained for, before.
+func TestRebootAgain(t *testing.T) {
+	c := newCluster(t, "kubernetes", numbered(2)...)
+	c.asking(t, "node-00")
+	c.asking(t, "node-01")
+	startController(t, c.server)
 	c.config(t, "restart", workerLabel, boots)
 	first := c.updated(t, "worker", "restart")
 	c.config(t, "restart", workerLabel, "containerRuntimeConfig: {pidsLimit: 40}")
 	c.updated(t, "worker", "restart")
+	c.schedulable(t, "node-00")
 	l := newLedger(t, c.client, &corev1.NodeList{})
 	c.config(t, "restart", workerLabel, boots)
 	if again := c.updated(t, "worker", "restart"); again != first {
@@ -169,11 +177,61 @@ func TestRebootAgain(t *testing.T) {
 	})
 }
 
+// TestRebootAlone has the only node of a cluster boot: its pods have nowhere to go, and stay.
+func TestRebootAlone(t *testing.T) {
+	c := newCluster(t, "kubernetes", numbered(1)...)
+	c.Namespace(t, "default")
+	c.asking(t, "node-00")
+	app := c.pod(t, "app", "node-00", nil)
+	startController(t, c.server)
+	l := newLedger(t, c.client, &corev1.NodeList{})
+	c.config(t, "restart", workerLabel, boots)
+	c.updated(t, "worker", "restart")
+	if s := c.state(t, "node-00"); s.Spec.DrainedFor != s.Spec.DesiredConfig {
+		t.Errorf("it was not told to go on: %+v", s.Spec)
+	}
+	if err := c.get(t, app); err != nil || app.DeletionTimestamp != nil {
+		t.Errorf("its pod: %v, %v", app.DeletionTimestamp, err)
+	}
+	if w := l.since(); len(w) > 0 {
+		t.Errorf("the node was written: %v", w)
+	}
+}
+
+// TestCordonsAreLeft: what we have cordoned, and have no reason to any more, is schedulable again,
+// whatever has become of the node's object; what somebody else cordons is not.
+func TestCordonsAreLeft(t *testing.T) {
+	c := newCluster(t, "kubernetes", numbered(3)...)
+	for node, cordoned := range map[string]bool{"node-00": true, "node-01": false} {
+		change(t, c.client, c.client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, func(n *corev1.Node) {
+			n.Spec.Unschedulable, n.Annotations = cordoned, map[string]string{"holdfast.github.io/cordoned": "rendered-worker-x"}
+		})
+	}
+	change(t, c.client, c.client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-02"}}, func(n *corev1.Node) { n.Spec.Unschedulable = true })
+	// No pool has these nodes, so that they have no objects.
+	c.changePool(t, "worker", func(p *apiv1.MachineConfigPool) { p.Spec.NodeSelector = nil })
+	startController(t, c.server)
+	c.schedulable(t, "node-00")
+	c.schedulable(t, "node-01")
+	still(t, "what somebody else has cordoned stays so", func() bool { return c.node(t, "node-02").Spec.Unschedulable })
+}
+
+// schedulable waits until a node is, and has no mark of ours.
+func (c *cluster) schedulable(t testing.TB, name string) {
+	t.Helper()
+	c.eventually(t, name+" is schedulable", func(context.Context) error {
+		if n := c.node(t, name); n.Spec.Unschedulable || n.Annotations["holdfast.github.io/cordoned"] != "" {
+			return fmt.Errorf("%+v, %v", n.Spec, n.Annotations)
+		}
+		return nil
+	})
+}
+
 // askForDrain is what a courier says that waits for a drain.
 func askForDrain(s *holdfastv1.ContainerRuntimeNode) {
 	s.Status.State, s.Status.CurrentConfig = holdfastv1.NodeWorking, "before"
 	meta.SetStatusCondition(&s.Status.Conditions, metav1.Condition{
-		Type: holdfastv1.NodeApplied, Status: metav1.ConditionFalse, Reason: "WaitsForDrain", ObservedGeneration: s.Generation,
+		Type: holdfastv1.NodeApplied, Status: metav1.ConditionFalse, Reason: holdfastv1.ReasonWaitsForDrain, ObservedGeneration: s.Generation,
 	})
 }
 

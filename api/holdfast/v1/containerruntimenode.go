@@ -196,6 +196,10 @@ const (
 	NodeDaemonAvailable = "DaemonAvailable" // the daemon runs, or is not wanted
 )
 
+// ReasonWaitsForDrain is the reason of NodeApplied by which a node asks to be drained: it is to boot for
+// spec.desiredConfig, and waits for spec.drainedFor.
+const ReasonWaitsForDrain = "WaitsForDrain"
+
 // ContainerRuntimeNodeList is a list of them.
 //
 // +kubebuilder:object:root=true
