@@ -146,6 +146,18 @@ func (g *gateTest) get(t *testing.T, name string) *apiv1.ContainerRuntimeConfig 
 	return o
 }
 
+// change changes an object as a user, again if the controller was faster.
+func (g *gateTest) change(t *testing.T, name string, set func(*apiv1.ContainerRuntimeConfig), o ...kube.UpdateOption) error {
+	t.Helper()
+	for {
+		object := g.get(t, name)
+		set(object)
+		if err := g.user.Update(t.Context(), object, o...); !apierrors.IsConflict(err) {
+			return err
+		}
+	}
+}
+
 func (g *gateTest) refused(t *testing.T) {
 	for field, set := range gated {
 		made := newConfig("new")
@@ -153,9 +165,7 @@ func (g *gateTest) refused(t *testing.T) {
 		if err := refusedFor(field, g.user.Create(t.Context(), made)); err != nil {
 			t.Errorf("%s, a new object: %v", field, err)
 		}
-		changed := g.get(t, "plain")
-		set(changed)
-		if err := refusedFor(field, g.user.Update(t.Context(), changed)); err != nil {
+		if err := refusedFor(field, g.change(t, "plain", set)); err != nil {
 			t.Errorf("%s, a changed object: %v", field, err)
 		}
 	}
@@ -171,8 +181,7 @@ func (g *gateTest) admitted(t *testing.T) {
 	if err := g.user.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	o.Spec.ContainerRuntimeConfig.LogLevel = "debug"
-	if err := g.user.Update(t.Context(), o); err != nil {
+	if err := g.change(t, "other", func(o *apiv1.ContainerRuntimeConfig) { o.Spec.ContainerRuntimeConfig.LogLevel = "debug" }); err != nil {
 		t.Fatal(err)
 	}
 	g.configSays(t, "other", apiv1.ContainerRuntimeConfigSuccess, "Success")
@@ -199,10 +208,10 @@ func (g *gateTest) thereBefore(t *testing.T) {
 		}
 	}
 	check(100)
-	o := g.get(t, "before")
 	limit := int64(200)
-	o.Labels, o.Spec.ContainerRuntimeConfig.PidsLimit = map[string]string{"mine": "yes"}, &limit
-	if err := g.user.Update(t.Context(), o); err != nil {
+	if err := g.change(t, "before", func(o *apiv1.ContainerRuntimeConfig) {
+		o.Labels, o.Spec.ContainerRuntimeConfig.PidsLimit = map[string]string{"mine": "yes"}, &limit
+	}); err != nil {
 		t.Fatal(err)
 	}
 	check(200)
@@ -214,15 +223,13 @@ func (g *gateTest) thereBefore(t *testing.T) {
 		"spec.holdfast": func(o *apiv1.ContainerRuntimeConfig) { o.Spec.Holdfast.Disruption = apiv1.RebootNode },
 		"metadata.annotations." + apiv1.SpecAnnotation: func(o *apiv1.ContainerRuntimeConfig) { o.Annotations[apiv1.SpecAnnotation] = "{}" },
 	} {
-		o := g.get(t, "before")
-		set(o)
-		if err := refusedFor(field, g.user.Update(t.Context(), o)); err != nil {
+		if err := refusedFor(field, g.change(t, "before", set)); err != nil {
 			t.Errorf("another %s: %v", field, err)
 		}
 	}
-	o = g.get(t, "before") // what has to go may go
-	o.Spec.Holdfast, o.Spec.ContainerRuntimeConfig.AdditionalLayerStores, o.Annotations = nil, nil, nil
-	if err := g.user.Update(t.Context(), o, kube.DryRunAll); err != nil {
+	if err := g.change(t, "before", func(o *apiv1.ContainerRuntimeConfig) { // what has to go may go
+		o.Spec.Holdfast, o.Spec.ContainerRuntimeConfig.AdditionalLayerStores, o.Annotations = nil, nil, nil
+	}, kube.DryRunAll); err != nil {
 		t.Error(err)
 	}
 	if got := g.warnings.take(); got != nil {
@@ -333,9 +340,8 @@ func (g *gateTest) preview(t *testing.T) {
 	// What was there all the time is applied now, and may be changed without a word.
 	g.configSays(t, "before", apiv1.ContainerRuntimeConfigSuccess, "Success")
 	g.hasAll(t)
-	o := g.get(t, "before")
-	o.Labels = map[string]string{"mine": "no"}
-	if err := g.user.Update(t.Context(), o); err != nil || g.warnings.take() != nil {
+	relabel := func(o *apiv1.ContainerRuntimeConfig) { o.Labels = map[string]string{"mine": "no"} }
+	if err := g.change(t, "before", relabel); err != nil || g.warnings.take() != nil {
 		t.Errorf("a label: %v, or a warning", err)
 	}
 }
