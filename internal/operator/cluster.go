@@ -7,7 +7,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	holdfastv1 "github.com/holdfast/holdfast/api/holdfast/v1"
 	apiv1 "github.com/holdfast/holdfast/api/v1"
@@ -32,6 +35,21 @@ func (c *cluster) pools(ctx context.Context) ([]apiv1.MachineConfigPool, error) 
 		}
 	}
 	return all, nil
+}
+
+// requests are for all objects of a list.
+func (c *cluster) requests(ctx context.Context, list client.ObjectList) []reconcile.Request {
+	var all []reconcile.Request
+	if err := c.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil // it comes from memory
+	}
+	_ = meta.EachListItem(list, func(o runtime.Object) error {
+		if named, err := meta.Accessor(o); err == nil {
+			all = append(all, reconcile.Request{NamespacedName: client.ObjectKey{Name: named.GetName()}})
+		}
+		return nil
+	})
+	return all
 }
 
 // objects returns what can be applied of all ContainerRuntimeConfigs.

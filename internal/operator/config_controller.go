@@ -11,7 +11,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -27,30 +26,21 @@ type configReconciler struct {
 	cluster
 	events   recorder.EventRecorder
 	platform Platform
-	said     map[string]string // on OpenShift: the last event of each object
+	said     said // on OpenShift: of each object
 }
 
-func (r *configReconciler) setUp(mgr manager.Manager, warm bool) error {
+func (r *configReconciler) setUp(mgr manager.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("containerruntimeconfig").
 		For(&apiv1.ContainerRuntimeConfig{}).
 		// What others say can be at odds with it; what is said on them cannot.
 		Watches(&apiv1.ContainerRuntimeConfig{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
 			predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
 		Watches(&apiv1.MachineConfigPool{}, handler.EnqueueRequestsFromMapFunc(r.all)).
-		WithOptions(controller.Options{EnableWarmup: &warm}).
 		Complete(r)
 }
 
 func (r *configReconciler) all(ctx context.Context, _ client.Object) []reconcile.Request {
-	var list apiv1.ContainerRuntimeConfigList
-	if err := r.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil // it comes from memory
-	}
-	var all []reconcile.Request
-	for i := range list.Items {
-		all = append(all, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
-	}
-	return all
+	return r.requests(ctx, &apiv1.ContainerRuntimeConfigList{})
 }
 
 // Reconcile implements [reconcile.Reconciler].
@@ -125,13 +115,11 @@ func (r *configReconciler) report(ctx context.Context, o *apiv1.ContainerRuntime
 
 // say tells of an object's problems by an event, once.
 func (r *configReconciler) say(o *apiv1.ContainerRuntimeConfig, s apiv1.ContainerRuntimeConfigStatus) {
-	failed := failure(s)
-	if failed == nil {
-		delete(r.said, o.Name)
-		return
+	var failed apiv1.ContainerRuntimeConfigCondition
+	if f := failure(s); f != nil {
+		failed = *f
 	}
-	if r.said[o.Name] != failed.Message {
-		r.said[o.Name] = failed.Message
+	if r.said.news(o.Name, failed.Message) {
 		r.events.Eventf(o, nil, corev1.EventTypeWarning, failed.Reason, "Render", "%s", short(failed.Message))
 	}
 }

@@ -18,25 +18,34 @@ const (
 	reasonNoPool   = "NoPool"              // it selects no pool
 	reasonForeign  = "NotOurs"             // a MachineConfig belongs to somebody else
 	reasonRender   = "RenderFailed"        // files could not be made of it
-	reasonSelector = "InvalidSelector"
+	reasonSelector = "InvalidSelector"     // of a pool
+	reasonSeveral  = "SeveralPools"        // custom pools that select the same node
 )
 
 // configuration is what the nodes of a pool are to have.
 type configuration struct {
 	spec     apiv1.ContainerRuntimeConfigSpec
-	sources  []string                // the objects that it was made of, in the order in which they count
-	refs     []apiv1.ObjectReference // the same
+	refs     []apiv1.ObjectReference // the objects that it was made of, in the order in which they count
 	own      bool                    // objects select the pool itself
 	problems []render.Problem
 	err      error // why it is not known what the pool inherits
 }
 
 // involves reports whether an object is part of the configuration, or would be if it could.
-func (c *configuration) involves(object string) bool { return slices.Contains(c.sources, object) }
+func (c *configuration) involves(object string) bool { return slices.Contains(c.sources(), object) }
+
+// sources are the names of the objects that it was made of.
+func (c *configuration) sources() []string {
+	var all []string
+	for _, r := range c.refs {
+		all = append(all, r.Name)
+	}
+	return all
+}
 
 // refuse says, before all else, why the configuration cannot be applied at all.
 func (c *configuration) refuse(reason string, err error) {
-	c.problems = append([]render.Problem{{Objects: c.sources, Reason: reason, Message: err.Error()}}, c.problems...)
+	c.problems = append([]render.Problem{{Objects: c.sources(), Reason: reason, Message: err.Error()}}, c.problems...)
 }
 
 // refused is the problem for which a pool stays with what it has, nil if there is none.
@@ -67,15 +76,12 @@ func configure(pool *apiv1.MachineConfigPool, pools []apiv1.MachineConfigPool, o
 	c.own = len(own) > 0
 	for _, o := range append(render.ByAge(own), render.ByAge(inherited)...) {
 		if !c.involves(o.Name) {
-			c.sources = append(c.sources, o.Name)
 			c.refs = append(c.refs, apiv1.ObjectReference{
 				APIVersion: apiv1.GroupVersion.String(), Kind: "ContainerRuntimeConfig", Name: o.Name, Generation: o.Generation,
 			})
 		}
 	}
-	var problems []render.Problem
-	c.spec, problems = render.Merge(own, inherited...)
-	c.problems = append(c.problems, problems...)
+	c.spec, c.problems = render.Merge(own, inherited...)
 	return c
 }
 

@@ -4,15 +4,14 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -32,7 +31,7 @@ type gateReconciler struct {
 	features FeatureSet
 }
 
-func (r *gateReconciler) setUp(mgr manager.Manager, warm bool) error {
+func (r *gateReconciler) setUp(mgr manager.Manager) error {
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: policyName}}}
 	})
@@ -42,67 +41,50 @@ func (r *gateReconciler) setUp(mgr manager.Manager, warm bool) error {
 		Watches(&admissionv1.ValidatingAdmissionPolicy{}, one).
 		Watches(&admissionv1.ValidatingAdmissionPolicyBinding{}, one).
 		WatchesRawSource(source.Channel(first, one)).
-		WithOptions(controller.Options{EnableWarmup: &warm}).
 		Complete(r)
 }
 
 // Reconcile implements [reconcile.Reconciler].
 func (r *gateReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-	policy, binding := gatePolicy(r.features)
-	if err := r.keep(ctx, policy, &admissionv1.ValidatingAdmissionPolicy{}); err != nil {
-		return result(err)
+	object := metav1.ObjectMeta{Name: policyName}
+	policy, binding := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: object}, &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: object}
+	if r.features == Default {
+		return result(errors.Join(r.remove(ctx, policy), r.remove(ctx, binding)))
 	}
-	return result(r.keep(ctx, binding, &admissionv1.ValidatingAdmissionPolicyBinding{}))
+	policySpec, bindingSpec := gatePolicy(r.features)
+	return result(errors.Join(
+		r.keep(ctx, policy, func() { policy.Spec = policySpec }),
+		r.keep(ctx, binding, func() { binding.Spec = bindingSpec })))
 }
 
-// keep makes an object what it should be: there, or not if the feature set needs none. have is
-// what it is read into.
-func (r *gateReconciler) keep(ctx context.Context, want, have client.Object) error {
-	err := r.client.Get(ctx, client.ObjectKeyFromObject(want), have)
-	missing := apierrors.IsNotFound(err)
-	switch {
-	case err != nil && !missing:
-	case r.features == Default:
-		if !missing {
-			err = r.client.Delete(ctx, have)
-		}
-		err = client.IgnoreNotFound(err)
-	case missing:
-		err = r.client.Create(ctx, want)
-	default:
-		before, ok := have.DeepCopyObject().(client.Object)
-		if !ok {
-			return fmt.Errorf("%T is no object", have)
-		}
-		have.SetLabels(merged(have.GetLabels(), want.GetLabels()))
-		setSpec(have, want)
-		if same(before, have) {
-			return nil
-		}
-		err = r.client.Patch(ctx, have, since(before))
-	}
+// keep makes an object what set makes of it, if it is not that already.
+func (r *gateReconciler) keep(ctx context.Context, o client.Object, set func()) error {
+	_, err := controllerutil.CreateOrPatch(ctx, r.client, o, func() error {
+		o.SetLabels(merged(o.GetLabels(), map[string]string{managedLabel: Name}))
+		set()
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("keeping %T %s: %w", want, want.GetName(), err)
+		return fmt.Errorf("keeping %T %s: %w", o, policyName, err)
 	}
 	return nil
 }
 
-func setSpec(have, want client.Object) {
-	switch have := have.(type) {
-	case *admissionv1.ValidatingAdmissionPolicy:
-		if w, ok := want.(*admissionv1.ValidatingAdmissionPolicy); ok {
-			have.Spec = w.Spec
-		}
-	case *admissionv1.ValidatingAdmissionPolicyBinding:
-		if w, ok := want.(*admissionv1.ValidatingAdmissionPolicyBinding); ok {
-			have.Spec = w.Spec
-		}
+// remove deletes an object that is there.
+func (r *gateReconciler) remove(ctx context.Context, o client.Object) error {
+	err := r.client.Get(ctx, client.ObjectKeyFromObject(o), o)
+	if err == nil {
+		err = r.client.Delete(ctx, o)
 	}
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("removing %T %s: %w", o, policyName, err)
+	}
+	return nil
 }
 
 // gatePolicy is the policy of a feature set. What is a default of the API server is written
 // out: what is read is then what was written.
-func gatePolicy(features FeatureSet) (*admissionv1.ValidatingAdmissionPolicy, *admissionv1.ValidatingAdmissionPolicyBinding) {
+func gatePolicy(features FeatureSet) (admissionv1.ValidatingAdmissionPolicySpec, admissionv1.ValidatingAdmissionPolicyBindingSpec) {
 	action, why := admissionv1.Deny, "the feature gate AdditionalStorageConfig is off in this cluster. "+
 		"Remove it, or have an administrator start the controller with --feature-set Default"
 	if features == TechPreview {
@@ -122,8 +104,7 @@ func gatePolicy(features FeatureSet) (*admissionv1.ValidatingAdmissionPolicy, *a
 		fmt.Sprintf(has+" && object.metadata.annotations['%[2]s'] == oldObject.metadata.annotations['%[2]s']", "oldObject", apiv1.SpecAnnotation), why))
 
 	fail, equivalent, all := admissionv1.Fail, admissionv1.Equivalent, admissionv1.AllScopes
-	object := metav1.ObjectMeta{Name: policyName, Labels: map[string]string{managedLabel: Name}}
-	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: object, Spec: admissionv1.ValidatingAdmissionPolicySpec{
+	policy := admissionv1.ValidatingAdmissionPolicySpec{
 		FailurePolicy: &fail,
 		MatchConstraints: &admissionv1.MatchResources{
 			MatchPolicy: &equivalent, NamespaceSelector: &metav1.LabelSelector{}, ObjectSelector: &metav1.LabelSelector{},
@@ -135,10 +116,8 @@ func gatePolicy(features FeatureSet) (*admissionv1.ValidatingAdmissionPolicy, *a
 			}}},
 		},
 		Validations: rules,
-	}}
-	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: object, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
-		PolicyName: policyName, ValidationActions: []admissionv1.ValidationAction{action},
-	}}
+	}
+	binding := admissionv1.ValidatingAdmissionPolicyBindingSpec{PolicyName: policyName, ValidationActions: []admissionv1.ValidationAction{action}}
 	return policy, binding
 }
 
@@ -147,7 +126,7 @@ func rule(field, has, had, why string) admissionv1.Validation {
 	forbidden := metav1.StatusReasonForbidden
 	return admissionv1.Validation{
 		Expression: fmt.Sprintf("!(%s) || oldObject != null && %s", has, had),
-		Message:    strings.TrimSpace(field + ": " + why),
+		Message:    field + ": " + why,
 		Reason:     &forbidden,
 	}
 }

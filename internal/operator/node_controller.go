@@ -59,11 +59,11 @@ func newNodeReconciler(mgr manager.Manager, events recorder.EventRecorder, names
 	return &nodeReconciler{client: mgr.GetClient(), events: events, pods: pods, namespace: namespace}, nil
 }
 
-func (r *nodeReconciler) setUp(mgr manager.Manager, warm bool) error {
+func (r *nodeReconciler) setUp(mgr manager.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("node").
 		For(&holdfastv1.ContainerRuntimeNode{}).
 		Watches(&corev1.Node{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(nodeChanged())). // they have the same names
-		WithOptions(controller.Options{EnableWarmup: &warm, MaxConcurrentReconciles: drains}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: drains}).
 		Complete(r)
 }
 

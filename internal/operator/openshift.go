@@ -60,18 +60,13 @@ func (r *poolReconciler) reconcileOpenShift(ctx context.Context, pool *apiv1.Mac
 // tell says by an event, once, what is wrong with a pool's MachineConfig. What is wrong with the objects
 // is said on these.
 func (r *poolReconciler) tell(pool *apiv1.MachineConfigPool, p *render.Problem) {
-	if p == nil {
-		delete(r.told, pool.Name)
-		return
+	message := ""
+	if p != nil {
+		message = p.Message
 	}
-	if r.told[pool.Name] == p.Message {
-		return
+	if r.said.news(pool.Name, message) {
+		r.events.Eventf(pool, nil, corev1.EventTypeWarning, p.Reason, "Render", "%s", short(message))
 	}
-	if r.told == nil {
-		r.told = map[string]string{}
-	}
-	r.told[pool.Name] = p.Message
-	r.events.Eventf(pool, nil, corev1.EventTypeWarning, p.Reason, "Render", "%s", short(p.Message))
 }
 
 // writeMerged writes the MachineConfig of a pool. It is also written if all is inherited: what a custom
@@ -79,7 +74,7 @@ func (r *poolReconciler) tell(pool *apiv1.MachineConfigPool, p *render.Problem) 
 // settings. The problem is one that somebody has to do something about.
 func (r *poolReconciler) writeMerged(ctx context.Context, pool *apiv1.MachineConfigPool, c *configuration) (*render.Problem, error) {
 	name := openShiftName(pool.Name)
-	if len(c.sources) == 0 {
+	if len(c.refs) == 0 {
 		return nil, remove(ctx, r.client, name)
 	}
 	made, err := r.madeOf(ctx, pool)
@@ -277,7 +272,7 @@ func wantsPolicy(pools []apiv1.MachineConfigPool, objects []apiv1.ContainerRunti
 		if c.spec.Holdfast != nil && c.spec.Holdfast.Disruption == apiv1.RebootNode {
 			return false
 		}
-		used = used || len(c.sources) > 0 || slices.ContainsFunc(p.Spec.Configuration.Source, isOurs) ||
+		used = used || len(c.refs) > 0 || slices.ContainsFunc(p.Spec.Configuration.Source, isOurs) ||
 			slices.ContainsFunc(p.Status.Configuration.Source, isOurs)
 	}
 	return used

@@ -32,6 +32,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	crconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -77,10 +78,12 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return err
 	}
+	warm := true // a lease that another holder has lost is taken over at once, with caches that are there
 	mgr, err := ctrl.NewManager(config, manager.Options{
 		Scheme:                        scheme,
 		Cache:                         cacheOptions(),
 		Client:                        client.Options{FieldOwner: Name},
+		Controller:                    crconfig.Controller{EnableWarmup: &warm},
 		LeaderElection:                o.LeaderElection,
 		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       o.Namespace,
@@ -107,30 +110,28 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 // setUp adds the reconcilers, and probes.
 func setUp(mgr manager.Manager, o Options) error {
 	events := mgr.GetEventRecorder(Name)
-	// A lease that another holder has lost is taken over at once: our caches are there.
-	warm := true
 	c := cluster{client: mgr.GetClient(), features: o.FeatureSet}
 	add := []func() error{
 		func() error {
-			r := &poolReconciler{cluster: c, events: events, platform: o.Platform, written: map[types.UID]int64{}}
-			return r.setUp(mgr, warm)
+			r := &poolReconciler{cluster: c, events: events, platform: o.Platform, written: map[types.UID]int64{}, said: said{}}
+			return r.setUp(mgr)
 		},
 		func() error {
-			r := &configReconciler{cluster: c, events: events, platform: o.Platform, said: map[string]string{}}
-			return r.setUp(mgr, warm)
+			r := &configReconciler{cluster: c, events: events, platform: o.Platform, said: said{}}
+			return r.setUp(mgr)
 		},
 		func() error { return mgr.AddHealthzCheck("ping", healthz.Ping) },
 		func() error { return mgr.AddReadyzCheck("ping", healthz.Ping) },
 	}
 	if o.Platform == Kubernetes { // on OpenShift the gate and the nodes are others'
 		add = append(add, func() error {
-			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr, warm)
+			return (&gateReconciler{client: mgr.GetClient(), features: o.FeatureSet}).setUp(mgr)
 		}, func() error {
 			r, err := newNodeReconciler(mgr, events, o.Namespace)
 			if err != nil {
 				return err
 			}
-			return r.setUp(mgr, warm)
+			return r.setUp(mgr)
 		})
 	}
 	for _, f := range add {

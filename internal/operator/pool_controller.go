@@ -3,6 +3,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -35,13 +35,13 @@ type poolReconciler struct {
 	platform Platform
 	// written are the generations of nodes' objects that the cache may not have yet.
 	written map[types.UID]int64
-	policy  string            // on OpenShift: what the disruption policy was, and was made of
-	told    map[string]string // on OpenShift: the last event of each pool
+	policy  string // on OpenShift: what the disruption policy was, and was made of
+	said    said   // on OpenShift: of each pool
 }
 
 // setUp has a pool reconciled when anything of it may have changed. Most things can concern
 // several pools, and there are few: all are looked at.
-func (r *poolReconciler) setUp(mgr manager.Manager, warm bool) error {
+func (r *poolReconciler) setUp(mgr manager.Manager) error {
 	all := handler.EnqueueRequestsFromMapFunc(r.allPools)
 	return ctrl.NewControllerManagedBy(mgr).Named("pool").
 		For(&apiv1.MachineConfigPool{}).
@@ -51,7 +51,6 @@ func (r *poolReconciler) setUp(mgr manager.Manager, warm bool) error {
 		Watches(&apiv1.MachineConfig{}, all).
 		Watches(&corev1.Node{}, all, builder.WithPredicates(nodeChanged())).
 		Watches(&holdfastv1.ContainerRuntimeNode{}, all).
-		WithOptions(controller.Options{EnableWarmup: &warm}).
 		Complete(r)
 }
 
@@ -71,14 +70,7 @@ func nodeChanged() predicate.Predicate {
 
 // allPools is also the pool of an object of ours whose pool has gone: what was made for it goes.
 func (r *poolReconciler) allPools(ctx context.Context, o client.Object) []reconcile.Request {
-	var list apiv1.MachineConfigPoolList
-	if err := r.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil // it comes from memory
-	}
-	var all []reconcile.Request
-	for i := range list.Items {
-		all = append(all, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
-	}
+	all := r.requests(ctx, &apiv1.MachineConfigPoolList{})
 	pool := renderedFor(o.GetName())
 	if owner := metav1.GetControllerOf(o); owner != nil {
 		pool = owner.Name
@@ -266,16 +258,9 @@ func (r *poolReconciler) refer(ctx context.Context, pool *apiv1.MachineConfigPoo
 	}
 	if before.Spec.Configuration.Name != name {
 		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "ConfigurationChanged", "Render", "%s",
-			short(fmt.Sprintf("Nodes are to have %s, made of %s", name, orNothing(c.sources))))
+			short(fmt.Sprintf("Nodes are to have %s, made of %s", name, cmp.Or(names(c.sources()), "nothing"))))
 	}
 	return nil
-}
-
-func orNothing(sources []string) string {
-	if len(sources) == 0 {
-		return "nothing"
-	}
-	return names(sources)
 }
 
 // handOut makes an object for each node that has none, and tells those that are next.

@@ -45,7 +45,7 @@ func (m *membership) problems(pool string) []render.Problem {
 	}
 	if nodes := m.contested[pool]; len(nodes) > 0 {
 		all = append(all, render.Problem{
-			Reason: "SeveralPools", Message: fmt.Sprintf("another custom pool selects %s, too: they stay as they are until one does", names(nodes)),
+			Reason: reasonSeveral, Message: fmt.Sprintf("another custom pool selects %s, too: they stay as they are until one does", names(nodes)),
 		})
 	}
 	return all
@@ -94,7 +94,7 @@ func assign(pools []apiv1.MachineConfigPool, nodes []corev1.Node, states []holdf
 			}
 			continue
 		}
-		if pool := strings.Join(append(custom, builtin)[:1], ""); pool != "" {
+		if pool := append(custom, builtin)[0]; pool != "" {
 			m.pools[node.Name] = pool
 			m.members[pool] = append(m.members[pool], member{node, byName[node.Name]})
 		}

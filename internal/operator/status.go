@@ -28,44 +28,46 @@ func poolStatus(pool *apiv1.MachineConfigPool, t target, r rollout, members []me
 	s := apiv1.MachineConfigPoolStatus{
 		ObservedGeneration:      pool.Generation,
 		Configuration:           pool.Status.Configuration,
-		MachineCount:            int32(len(members)),   //nolint:gosec // nodes of a cluster
-		UpdatedMachineCount:     int32(len(r.updated)), //nolint:gosec // as above
-		ReadyMachineCount:       int32(len(r.ready)),   //nolint:gosec // as above
+		MachineCount:            int32(len(members)),
+		UpdatedMachineCount:     int32(len(r.updated)),
+		ReadyMachineCount:       int32(len(r.ready)),
 		UnavailableMachineCount: int32(len(r.unavailable)),
-		DegradedMachineCount:    int32(len(r.degraded)), //nolint:gosec // as above
+		DegradedMachineCount:    int32(len(r.degraded)),
 	}
 	done := len(r.updated) == len(members)
 	if done {
 		s.Configuration = pool.Spec.Configuration
 	}
 	c := poolConditions{pool: pool}
-	c.set(apiv1.PoolUpdated, done, "AllNodesUpdated", fmt.Sprintf("All nodes have %s", string(t)), "NodesToUpdate", missing(t, r))
+	c.set(apiv1.PoolUpdated, done, pick(done, "AllNodesUpdated", "NodesToUpdate"), pick(done, fmt.Sprintf("All nodes have %s", t), missing(t, r)))
 	switch {
 	case done:
-		c.set(apiv1.PoolUpdating, false, "", "", "AllNodesUpdated", "")
+		c.set(apiv1.PoolUpdating, false, "AllNodesUpdated", "")
 	case t == "":
-		c.set(apiv1.PoolUpdating, false, "", "", "NoConfiguration", "There is no configuration yet")
+		c.set(apiv1.PoolUpdating, false, "NoConfiguration", "There is no configuration yet")
 	case pool.Spec.Paused:
-		c.set(apiv1.PoolUpdating, false, "", "", "Paused", "Pool is paused; will not update to "+string(t))
+		c.set(apiv1.PoolUpdating, false, "Paused", fmt.Sprintf("Pool is paused; will not update to %s", t))
 	case len(r.degraded) > 0 && len(r.updating) == 0 && r.wait != "":
-		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", "The rest of the nodes waits: "+r.wait)
+		c.set(apiv1.PoolUpdating, false, "NodeDegraded", "The rest of the nodes waits: "+r.wait)
 	case len(r.degraded) > 0 && len(r.updating) == 0:
-		c.set(apiv1.PoolUpdating, false, "", "", "NodeDegraded", missing(t, r))
+		c.set(apiv1.PoolUpdating, false, "NodeDegraded", missing(t, r))
 	case len(r.updating) == 0 && r.wait == "":
-		c.set(apiv1.PoolUpdating, false, "", "", "NoAgent", missing(t, r))
+		c.set(apiv1.PoolUpdating, false, "NoAgent", missing(t, r))
 	default:
-		c.set(apiv1.PoolUpdating, true, "NodesUpdating", updatingMessage(r), "", "")
+		c.set(apiv1.PoolUpdating, true, "NodesUpdating", updatingMessage(r))
 	}
-	renders := messages(problems)
-	nodes := degradedMessage(r, members)
-	c.set(apiv1.PoolDegraded, renders != "" || nodes != "", "Degraded", join(renders, nodes), "AsExpected", "")
-	c.set(apiv1.PoolNodeDegraded, nodes != "", "NodeDegraded", nodes, "AsExpected", "")
-	c.set(apiv1.PoolRenderDegraded, renders != "", reasonOf(problems), renders, "AsExpected", "")
-	stores := withheld(members)
-	c.set(apiv1.PoolStoresAvailable, stores == "", "AsExpected", "", "StoresWithheld", stores)
+	renders, nodes, stores := messages(problems), degradedMessage(r, members), withheld(members)
+	degraded := join(renders, nodes)
+	c.set(apiv1.PoolDegraded, degraded != "", pick(degraded != "", "Degraded", asExpected), degraded)
+	c.set(apiv1.PoolNodeDegraded, nodes != "", pick(nodes != "", "NodeDegraded", asExpected), nodes)
+	c.set(apiv1.PoolRenderDegraded, renders != "", cmp.Or(reasonOf(problems), asExpected), renders)
+	c.set(apiv1.PoolStoresAvailable, stores == "", pick(stores == "", asExpected, "StoresWithheld"), stores)
 	s.Conditions = c.all
 	return s
 }
+
+// asExpected is the reason of a condition that is as one would have it.
+const asExpected = "AsExpected"
 
 // poolConditions are the conditions of a pool that are being put together.
 type poolConditions struct {
@@ -73,14 +75,13 @@ type poolConditions struct {
 	all  []apiv1.MachineConfigPoolCondition
 }
 
-// set adds a condition, with what is said if it is so, and if not.
-func (c *poolConditions) set(kind apiv1.MachineConfigPoolConditionType, yes bool, reasonYes, messageYes, reasonNo, messageNo string) {
+func (c *poolConditions) set(kind apiv1.MachineConfigPoolConditionType, is bool, reason, message string) {
 	n := apiv1.MachineConfigPoolCondition{
 		Type: kind, Status: metav1.ConditionFalse, ObservedGeneration: c.pool.Generation,
-		LastTransitionTime: now(), Reason: reasonNo, Message: bounded(messageNo),
+		LastTransitionTime: now(), Reason: reason, Message: bounded(message),
 	}
-	if yes {
-		n.Status, n.Reason, n.Message = metav1.ConditionTrue, reasonYes, bounded(messageYes)
+	if is {
+		n.Status = metav1.ConditionTrue
 	}
 	for _, old := range c.pool.Status.Conditions {
 		if old.Type == kind && old.Status == n.Status {
@@ -189,6 +190,20 @@ func cut(s string, most int) string {
 	return strings.ToValidUTF8(s[:most], "") + " ..."
 }
 
+// said is what was said last of something by an event, where there is no status to tell.
+type said map[string]string
+
+// news reports whether a message about something is another than the last. "" is none.
+func (s said) news(about, message string) bool {
+	if message == "" {
+		delete(s, about)
+		return false
+	}
+	before := s[about]
+	s[about] = message
+	return before != message
+}
+
 // now is the time as objects have it.
 func now() metav1.Time { return metav1.Now().Rfc3339Copy() }
 
@@ -232,9 +247,9 @@ func configStatus(o *apiv1.ContainerRuntimeConfig, own []render.Problem, pools [
 	if len(pools) > 0 {
 		add(apiv1.ContainerRuntimeConfigUpdated, len(updating) == 0, pick(len(updating) == 0, "AllNodesUpdated", "NodesToUpdate"),
 			pick(len(updating) == 0, "", "pools with nodes to update: "+names(updating)))
-		add(apiv1.ContainerRuntimeConfigDegraded, len(degraded) > 0, pick(len(degraded) > 0, "NodeDegraded", "AsExpected"),
+		add(apiv1.ContainerRuntimeConfigDegraded, len(degraded) > 0, pick(len(degraded) > 0, "NodeDegraded", asExpected),
 			pick(len(degraded) > 0, "pools with degraded nodes: "+names(degraded), ""))
-		add(apiv1.ContainerRuntimeConfigStoresAvailable, len(stores) == 0, pick(len(stores) == 0, "AsExpected", "StoresWithheld"),
+		add(apiv1.ContainerRuntimeConfigStoresAvailable, len(stores) == 0, pick(len(stores) == 0, asExpected, "StoresWithheld"),
 			strings.Join(stores, "; "))
 	}
 	// Last, where OpenShift's users, and printer columns, look for it.
