@@ -31,7 +31,8 @@ object's status what the agent reports. It runs in a pod that sees /etc/holdfast
 /var/lib/holdfast-agent of the node below --root; the agent is a service of the node.
 
 While the API server does not answer, or what it says is not valid, the node keeps what it has.
-` + exitCodes,
+
+Exit codes: 0 stopped, 1 failed, 2 wrong usage.`,
 		Example: `  holdfast-operator courier --node worker-1
   NODE_NAME=worker-1 holdfast-operator courier --observe
   holdfast-operator courier --node worker-1 --root / --kubeconfig admin.kubeconfig`,
